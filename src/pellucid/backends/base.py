@@ -1,0 +1,54 @@
+"""The contract between the engine and whatever runs a ModelSpec."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.models.spec import ModelSpec
+
+
+class Backend(Protocol):
+    """One model, loaded, with its KV cache. Not thread-safe: one caller at a time.
+
+    The promise every backend keeps: the logits of a token depend, to the bit, only on the tokens before it and on
+    itself; never on chunking, on what else is in the batch, on which KV blocks were used or on the thread count.
+    """
+
+    name: str
+    spec: ModelSpec
+
+    def kv_bytes_per_block(self) -> int:
+        """Bytes that one KV block (64 tokens, all layers) takes."""
+        ...
+
+    def allocate_kv_cache(self, num_blocks: int) -> None:
+        """Make room for `num_blocks` KV blocks, dropping what was there.
+
+        Raises:
+            CapacityError: the memory is not to be had.
+        """
+        ...
+
+    def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
+        """Copy KV blocks, all layers; `pairs` is int32 [n, 2] of (source, destination)."""
+        ...
+
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """Run the new tokens through every layer, writing their keys and values into the blocks named.
+
+        Raises:
+            BackendError: the logits asked for are not finite, or the step failed.
+        """
+        ...
+
+    def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
+        """Choose one token a row of `logits` (float32 [num_rows, vocab_size], left unchanged)."""
+        ...
+
+    def close(self) -> None:
+        """Free weights, KV cache and threads. Further calls raise BackendError."""
+        ...
