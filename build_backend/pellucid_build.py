@@ -272,7 +272,7 @@ def build_in_place() -> None:
     package = ROOT / "src" / CORE_PACKAGE
     record = package / RECORD_NAME
     try:
-        folder = _compile("build")
+        folder = _compile("dev")
         _run([_program("cmake"), "--install", str(folder), "--prefix", str(ROOT / "src")], {})
         record.unlink(missing_ok=True)
     except NativeBuildError as error:
