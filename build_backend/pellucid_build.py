@@ -60,7 +60,10 @@ int main() {
 
 
 class NativeBuildError(Exception):
-    """The native core cannot be, or was not, compiled. `reason` is for the user; `log` is the end of the build's output."""
+    """The native core cannot be, or was not, compiled.
+
+    `reason` is a sentence for the user, `log` the end of what the build printed.
+    """
 
     def __init__(self, reason: str, log: str = "") -> None:
         super().__init__(reason)
@@ -342,7 +345,7 @@ def _failure_record(error: NativeBuildError) -> str:
     text = (
         "Pellucid's native core is not installed: its models run on the slow reference backend.\n"
         f"Reason: {error.reason}\n"
-        "To try again, install a C++20 compiler (g++ 11 or clang 14, or later) and repeat the installation with\n"
+        "When that is put right (any C++20 compiler does: g++ 11, clang 14 or later), install again with\n"
         "`pip install --force-reinstall --no-cache-dir`, or `make clean run` in a checkout.\n"
     )
     if error.log:
