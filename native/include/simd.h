@@ -71,7 +71,9 @@ PELLUCID_INLINE float float_from_bits(int32_t bits) {
 // load_partial reads n lanes (0 <= n <= 16) and gives zero in the rest; store_partial writes n lanes. Neither touches
 // memory beyond them. max(a, b) is a > b ? a : b and min(a, b) is a < b ? a : b, so a NaN on either side gives b.
 // Conversions to 16 bits and to integers round to nearest, ties to even. to_i32 takes |x| < 2^22.
-// load_pairs_* takes 16 pairs of 16-bit values apart: even gets the first of each pair, odd the second.
+// load_even_* and load_odd_* read 16 pairs of 16-bit values and give the first, or the second, of each pair.
+//
+// The *4 functions work on four vectors at once, whose results fill the four quarters (4 lanes each) of one.
 
 #if defined(PELLUCID_SIMD_AVX512)
 
@@ -149,10 +151,43 @@ PELLUCID_INLINE void store_f16(uint16_t* p, F32x16 a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-PELLUCID_INLINE void load_pairs_f16(const uint16_t* p, F32x16& even, F32x16& odd) {
-    const __m512i pairs = _mm512_loadu_si512(p);
-    even.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs));
-    odd.v = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
+PELLUCID_INLINE F32x16 load_even_f16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_loadu_si512(p)))};
+}
+PELLUCID_INLINE F32x16 load_odd_f16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_loadu_si512(p), 16)))};
+}
+
+template <int kQuarter>
+PELLUCID_INLINE F32x16 broadcast_quarter(F32x16 a) {
+    return {_mm512_shuffle_f32x4(a.v, a.v, kQuarter * 0x55)};
+}
+// The first lane of each quarter.
+PELLUCID_INLINE void store_quarters(void* p, I32x16 a) {
+    const __m512i first =
+        _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12), a.v);
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_castsi512_si128(first));
+}
+// Quarter k gets the largest (the sum) of vector k in each of its lanes.
+PELLUCID_INLINE I32x16 reduce_max4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    const __m512i ab = _mm512_max_epi32(_mm512_shuffle_i32x4(a.v, b.v, 0x44), _mm512_shuffle_i32x4(a.v, b.v, 0xee));
+    const __m512i cd = _mm512_max_epi32(_mm512_shuffle_i32x4(c.v, d.v, 0x44), _mm512_shuffle_i32x4(c.v, d.v, 0xee));
+    __m512i r = _mm512_max_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
+    r = _mm512_max_epi32(r, _mm512_shuffle_epi32(r, static_cast<_MM_PERM_ENUM>(0x4e)));
+    return {_mm512_max_epi32(r, _mm512_shuffle_epi32(r, static_cast<_MM_PERM_ENUM>(0xb1)))};
+}
+PELLUCID_INLINE I32x16 reduce_add4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    const __m512i ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a.v, b.v, 0x44), _mm512_shuffle_i32x4(a.v, b.v, 0xee));
+    const __m512i cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c.v, d.v, 0x44), _mm512_shuffle_i32x4(c.v, d.v, 0xee));
+    __m512i r = _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
+    r = _mm512_add_epi32(r, _mm512_shuffle_epi32(r, static_cast<_MM_PERM_ENUM>(0x4e)));
+    return {_mm512_add_epi32(r, _mm512_shuffle_epi32(r, static_cast<_MM_PERM_ENUM>(0xb1)))};
+}
+// 64 values, vector after vector.
+PELLUCID_INLINE void store_i8x4(int8_t* p, I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
 }
 
 struct Half8 {
@@ -301,16 +336,58 @@ PELLUCID_INLINE void store_f16(uint16_t* p, F32x16 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.lo, kRound));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(a.hi, kRound));
 }
-PELLUCID_INLINE void load_pairs_f16(const uint16_t* p, F32x16& even, F32x16& odd) {
-    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
+PELLUCID_INLINE F32x16 low_halves_f16(__m256i a, __m256i b) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(words)), _mm256_cvtph_ps(_mm256_extracti128_si256(words, 1))};
+}
+PELLUCID_INLINE F32x16 load_even_f16(const uint16_t* p) {
     const __m256i low = _mm256_set1_epi32(0xffff);
-    const __m256i first =
-        _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(a, low), _mm256_and_si256(b, low)), 0xd8);
-    const __m256i second =
-        _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)), 0xd8);
-    even = {_mm256_cvtph_ps(_mm256_castsi256_si128(first)), _mm256_cvtph_ps(_mm256_extracti128_si256(first, 1))};
-    odd = {_mm256_cvtph_ps(_mm256_castsi256_si128(second)), _mm256_cvtph_ps(_mm256_extracti128_si256(second, 1))};
+    return low_halves_f16(_mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), low),
+                          _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)), low));
+}
+PELLUCID_INLINE F32x16 load_odd_f16(const uint16_t* p) {
+    return low_halves_f16(_mm256_srli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 16),
+                          _mm256_srli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)), 16));
+}
+
+template <int kQuarter>
+PELLUCID_INLINE F32x16 broadcast_quarter(F32x16 a) {
+    const __m256 half = kQuarter < 2 ? a.lo : a.hi;
+    const __m256 r = _mm256_permute2f128_ps(half, half, kQuarter % 2 * 0x11);
+    return {r, r};
+}
+// The first lane of each quarter.
+PELLUCID_INLINE void store_quarters(void* p, I32x16 a) {
+    const __m256i low = _mm256_unpacklo_epi32(a.lo, a.hi);  // 0 8 1 9 | 4 12 5 13
+    const __m128i r = _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));  // 0 4 8 12
+    _mm_storeu_si128(static_cast<__m128i*>(p), r);
+}
+// Quarter k gets the largest (the sum) of vector k in each of its lanes.
+PELLUCID_INLINE __m256i reduce_max2(__m256i a, __m256i b) {
+    __m256i r = _mm256_max_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    r = _mm256_max_epi32(r, _mm256_shuffle_epi32(r, 0x4e));
+    return _mm256_max_epi32(r, _mm256_shuffle_epi32(r, 0xb1));
+}
+PELLUCID_INLINE __m256i reduce_add2(__m256i a, __m256i b) {
+    __m256i r = _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    r = _mm256_add_epi32(r, _mm256_shuffle_epi32(r, 0x4e));
+    return _mm256_add_epi32(r, _mm256_shuffle_epi32(r, 0xb1));
+}
+PELLUCID_INLINE I32x16 reduce_max4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    return {reduce_max2(_mm256_max_epi32(a.lo, a.hi), _mm256_max_epi32(b.lo, b.hi)),
+            reduce_max2(_mm256_max_epi32(c.lo, c.hi), _mm256_max_epi32(d.lo, d.hi))};
+}
+PELLUCID_INLINE I32x16 reduce_add4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    return {reduce_add2(_mm256_add_epi32(a.lo, a.hi), _mm256_add_epi32(b.lo, b.hi)),
+            reduce_add2(_mm256_add_epi32(c.lo, c.hi), _mm256_add_epi32(d.lo, d.hi))};
+}
+// 64 values, vector after vector.
+PELLUCID_INLINE void store_i8x4(int8_t* p, I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i first = _mm256_packs_epi16(_mm256_packs_epi32(a.lo, a.hi), _mm256_packs_epi32(b.lo, b.hi));
+    const __m256i second = _mm256_packs_epi16(_mm256_packs_epi32(c.lo, c.hi), _mm256_packs_epi32(d.lo, d.hi));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(first, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), _mm256_permutevar8x32_epi32(second, order));
 }
 
 struct Half8 {
@@ -552,14 +629,49 @@ PELLUCID_INLINE F32x16 load_f16(const uint16_t* p) {
 PELLUCID_INLINE void store_f16(uint16_t* p, F32x16 a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(a.v[i / 4][i % 4]);
 }
-PELLUCID_INLINE void load_pairs_f16(const uint16_t* p, F32x16& even, F32x16& odd) {
-    float lanes[2][kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-        lanes[0][i] = half_to_float(p[2 * i]);
-        lanes[1][i] = half_to_float(p[2 * i + 1]);
+PELLUCID_INLINE F32x16 load_even_f16(const uint16_t* p) {
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = half_to_float(p[2 * i]);
+    return load(lanes);
+}
+PELLUCID_INLINE F32x16 load_odd_f16(const uint16_t* p) { return load_even_f16(p + 1); }
+
+template <int kQuarter>
+PELLUCID_INLINE F32x16 broadcast_quarter(F32x16 a) {
+    F32x16 r;
+    PELLUCID_EACH(a.v[kQuarter]);
+}
+// The first lane of each quarter.
+PELLUCID_INLINE void store_quarters(void* p, I32x16 a) {
+    const int32_t first[4] = {a.v[0][0], a.v[1][0], a.v[2][0], a.v[3][0]};
+    memcpy(p, first, sizeof first);
+}
+// Quarter k gets the largest (the sum) of vector k in each of its lanes.
+PELLUCID_INLINE I32x4 reduce_max1(I32x16 a) {
+    int32_t largest = a.v[0][0];
+    for (int i = 1; i < kLanes; ++i) {
+        const int32_t x = a.v[i / 4][i % 4];
+        largest = x > largest ? x : largest;
     }
-    even = load(lanes[0]);
-    odd = load(lanes[1]);
+    return I32x4{largest, largest, largest, largest};
+}
+PELLUCID_INLINE I32x4 reduce_add1(I32x16 a) {
+    const I32x4 four = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
+    const int32_t sum = (four[0] + four[2]) + (four[1] + four[3]);
+    return I32x4{sum, sum, sum, sum};
+}
+PELLUCID_INLINE I32x16 reduce_max4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    return {{reduce_max1(a), reduce_max1(b), reduce_max1(c), reduce_max1(d)}};
+}
+PELLUCID_INLINE I32x16 reduce_add4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    return {{reduce_add1(a), reduce_add1(b), reduce_add1(c), reduce_add1(d)}};
+}
+// 64 values, vector after vector.
+PELLUCID_INLINE void store_i8x4(int8_t* p, I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    store_i8(p, a);
+    store_i8(p + 16, b);
+    store_i8(p + 32, c);
+    store_i8(p + 48, d);
 }
 
 #undef PELLUCID_EACH
@@ -667,19 +779,23 @@ PELLUCID_INLINE void store_bf16_partial(uint16_t* p, F32x16 a, int n) {
     store_bf16(lanes, a);
     for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
-PELLUCID_INLINE void load_pairs_bf16(const uint16_t* p, F32x16& even, F32x16& odd) {
+PELLUCID_INLINE F32x16 load_even_bf16(const uint16_t* p) {
     I32x16 pairs;
     memcpy(&pairs, p, sizeof pairs);
-    even = from_bits(shift_left<16>(pairs));
-    odd = from_bits(bit_and(pairs, broadcast_i32(static_cast<int32_t>(0xffff0000))));
+    return from_bits(shift_left<16>(pairs));
+}
+PELLUCID_INLINE F32x16 load_odd_bf16(const uint16_t* p) {
+    I32x16 pairs;
+    memcpy(&pairs, p, sizeof pairs);
+    return from_bits(bit_and(pairs, broadcast_i32(static_cast<int32_t>(0xffff0000))));
 }
 
 // e^x within 1.2 units in the last place for -86.9 < x < 88.72 (0.9 with a fused multiply-add); e^0 is 1 exactly.
 // Below about -86.99 (results under 2^-125.5, down to e^-inf) it is 0, never subnormal, so that a thread's
 // flush-to-zero state cannot show; above 88.73 it is inf; a NaN stays one.
-PELLUCID_INLINE F32x16 exp(F32x16 x) {
+// exp_not_positive gives the same bits for x <= 0 with one operation less.
+PELLUCID_INLINE F32x16 exp_not_positive(F32x16 x) {
     x = max(broadcast(-87.3f), x);
-    x = min(broadcast(88.8f), x);
     // n = x / ln 2 rounded sits, biased by 126, in the low bits of t: shifted into the exponent field they are 2^(n-1),
     // and 0 for n = -126. The polynomial is 2 e^r (degree 6, minimax in relative error on |r| <= ln 2 / 2).
     const F32x16 magic = broadcast(12582912.0f + 126.0f);
@@ -696,6 +812,7 @@ PELLUCID_INLINE F32x16 exp(F32x16 x) {
     p = fma(p, r, broadcast(2.0f));
     return mul(p, from_bits(shift_left<23>(bits(t))));
 }
+PELLUCID_INLINE F32x16 exp(F32x16 x) { return exp_not_positive(min(broadcast(88.8f), x)); }
 
 }  // namespace PELLUCID_SIMD_NAMESPACE
 }  // namespace pellucid

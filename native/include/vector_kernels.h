@@ -10,8 +10,10 @@ namespace pellucid {
 
 enum class KvType : int { kF32 = 0, kF16 = 1, kBF16 = 2 };
 
-constexpr int kKvBlockSize = 64;    // tokens a KV block holds
-constexpr int kQuantBlockSize = 32; // activations that share one scale
+constexpr int kKvBlockSize = 64;     // tokens a KV block holds
+constexpr int kQuantBlockSize = 32;  // activations that share one scale
+constexpr int kMaxHeadDim = 512;     // head_dim is a multiple of 2 up to this
+constexpr int kMaxQueryTile = 6;     // query rows that an attention kernel takes at a time, at most
 
 constexpr int kv_element_size(KvType type) { return type == KvType::kF32 ? 4 : 2; }
 
@@ -24,13 +26,14 @@ struct VectorKernels {
     // Half-split rotary embedding in place: (x[i], x[i + h]) turned by (cos[i], sin[i]) for i < h = rotary_dim / 2.
     void (*rope)(float* x, const float* cos, const float* sin, int rotary_dim);
 
-    void (*add)(float* x, const float* y, int n);    // x += y
-    void (*scale)(float* x, float factor, int n);    // x *= factor
+    void (*add)(float* x, const float* y, int n);                                  // x += y
+    void (*scale)(float* x, float factor, int n);                                  // x *= factor
     void (*silu_mul)(const float* gate, const float* up, int n, float* out);       // out may be gate
     void (*gelu_tanh_mul)(const float* gate, const float* up, int n, float* out);  // out may be gate
 
-    // Symmetric int8 in blocks of 32 (n is a multiple of 32): d = max|x| / 127, q = round-to-nearest-even(x / d).
-    // scale[b] = d, sum[b] = sum of q over the block, scaled_sum[b] = d * sum[b]. A block of zeros has scale 0.
+    // Symmetric int8 in blocks of 32 (n is a multiple of 32): d = max|x| / 127, q = round-to-nearest-even(x * (127 /
+    // max|x|)), so |q| <= 127. scale[b] = d, sum[b] = sum of q over the block, scaled_sum[b] = d * sum[b]. A block
+    // with max|x| < 2^-118 counts as zeros: scale 0, q 0. One with an inf or NaN has scale NaN and q 0.
     void (*quantize)(const float* x, int n, int8_t* q, float* scale, int32_t* sum, float* scaled_sum);
 
     // Writes one token's key and value (float32 [head_dim]) into slot `slot` of one KV head's block.

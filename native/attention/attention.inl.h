@@ -1,0 +1,404 @@
+// Attention over one 64-token KV block, for the instruction set of the including file.
+//
+// Queries go in tiles of up to kQueryTile rows. A tile's scores are held in registers, 16 tokens a vector; its output
+// likewise, 16 dimensions a vector. What fixes the bits of a row, whatever tile it falls in:
+//   score     one chain of fused multiply-adds over the dimensions in order
+//   exp sum   groups of 16 tokens as (0 + 1) + (2 + 3), then the lanes
+//   output    one chain of fused multiply-adds over the tokens in order, from 0, and + 0 at the end
+// A token that a row does not see but a neighbour in its tile does has weight 0 in that chain and adds a zero of either
+// sign to it, which the closing + 0 makes invisible.
+#pragma once
+
+#include "simd.h"
+#include "vector_kernels.h"
+
+namespace pellucid {
+inline namespace PELLUCID_SIMD_NAMESPACE {
+
+constexpr int kTokenGroups = kKvBlockSize / kLanes;
+
+// Register tiles: accumulators + one vector of operands per column + one broadcast fit the register file.
+#if defined(PELLUCID_SIMD_AVX512)
+constexpr int kQueryTile = 6;
+constexpr int kTokenTile = 4;
+constexpr int dim_tile(int queries) { return queries == 1 ? 16 : queries <= 3 ? 8 : 4; }
+#elif defined(PELLUCID_SIMD_AVX2)
+constexpr int kQueryTile = 6;
+constexpr int kTokenTile = 1;
+constexpr int dim_tile(int queries) { return queries == 1 ? 4 : queries <= 3 ? 2 : 1; }
+#else
+constexpr int kQueryTile = 2;
+constexpr int kTokenTile = 1;
+constexpr int dim_tile(int) { return 1; }
+#endif
+
+static_assert(kQueryTile <= kMaxQueryTile);
+
+constexpr int padded(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
+
+// How a block's elements become floats. A key vector is 16 tokens at one dimension of a 16-token group; dimensions come
+// in pairs (kOdd = 0, 1), which the 16-bit types interleave.
+template <KvType>
+struct KvReader;
+
+template <>
+struct KvReader<KvType::kF32> {
+    using Element = float;
+    template <int kOdd>
+    PELLUCID_INLINE F32x16 key(const float* pair) {
+        return load(pair + kOdd * kLanes);
+    }
+    PELLUCID_INLINE F32x16 value(const float* p) { return load(p); }
+    PELLUCID_INLINE F32x16 value_partial(const float* p, int n) { return load_partial(p, n); }
+};
+
+template <>
+struct KvReader<KvType::kF16> {
+    using Element = uint16_t;
+    template <int kOdd>
+    PELLUCID_INLINE F32x16 key(const uint16_t* pair) {
+        return kOdd ? load_odd_f16(pair) : load_even_f16(pair);
+    }
+    PELLUCID_INLINE F32x16 value(const uint16_t* p) { return load_f16(p); }
+    PELLUCID_INLINE F32x16 value_partial(const uint16_t* p, int n) { return load_f16_partial(p, n); }
+};
+
+template <>
+struct KvReader<KvType::kBF16> {
+    using Element = uint16_t;
+    template <int kOdd>
+    PELLUCID_INLINE F32x16 key(const uint16_t* pair) {
+        return kOdd ? load_odd_bf16(pair) : load_even_bf16(pair);
+    }
+    PELLUCID_INLINE F32x16 value(const uint16_t* p) { return load_bf16(p); }
+    PELLUCID_INLINE F32x16 value_partial(const uint16_t* p, int n) { return load_bf16_partial(p, n); }
+};
+
+// The tokens that some row sees, in slots and in groups of 16.
+struct TokenRange {
+    int begin, end;
+    int first_group() const { return begin / kLanes; }
+    int end_group() const { return (end + kLanes - 1) / kLanes; }
+};
+
+static TokenRange visible_tokens(const int32_t* begin, const int32_t* end, int rows) {
+    TokenRange range = {kKvBlockSize, 0};
+    for (int i = 0; i < rows; ++i) {
+        if (begin[i] >= end[i]) continue;
+        range.begin = begin[i] < range.begin ? begin[i] : range.begin;
+        range.end = end[i] > range.end ? end[i] : range.end;
+    }
+    return range;
+}
+
+template <typename Element>
+struct Block {
+    const Element* key;    // [64 / 16][head_dim / 2] pairs of 16-token vectors
+    const Element* value;  // [64][value_stride]
+    int value_stride;
+    int head_dim;
+};
+
+// scores[i][16 * group ...] of kQueries rows and kGroups groups.
+template <KvType kType, int kQueries, int kGroups>
+static void score_tile(const Block<typename KvReader<kType>::Element>& block, int group, const float* query,
+                       int64_t query_stride, float* scores) {
+    using Reader = KvReader<kType>;
+    const int head_dim = block.head_dim;
+    const int64_t group_stride = static_cast<int64_t>(head_dim) * kLanes;
+    const auto* key = block.key + group * group_stride;
+    F32x16 sum[kQueries][kGroups];
+    PELLUCID_UNROLL
+    for (int i = 0; i < kQueries; ++i) {
+        PELLUCID_UNROLL
+        for (int g = 0; g < kGroups; ++g) sum[i][g] = zero();
+    }
+    for (int d = 0; d < head_dim; d += 2, key += 2 * kLanes) {
+        F32x16 k[kGroups];
+        PELLUCID_UNROLL
+        for (int g = 0; g < kGroups; ++g) k[g] = Reader::template key<0>(key + g * group_stride);
+        PELLUCID_UNROLL
+        for (int i = 0; i < kQueries; ++i) {
+            const F32x16 q = broadcast(query[i * query_stride + d]);
+            PELLUCID_UNROLL
+            for (int g = 0; g < kGroups; ++g) sum[i][g] = fma(q, k[g], sum[i][g]);
+        }
+        PELLUCID_UNROLL
+        for (int g = 0; g < kGroups; ++g) k[g] = Reader::template key<1>(key + g * group_stride);
+        PELLUCID_UNROLL
+        for (int i = 0; i < kQueries; ++i) {
+            const F32x16 q = broadcast(query[i * query_stride + d + 1]);
+            PELLUCID_UNROLL
+            for (int g = 0; g < kGroups; ++g) sum[i][g] = fma(q, k[g], sum[i][g]);
+        }
+    }
+    PELLUCID_UNROLL
+    for (int i = 0; i < kQueries; ++i) {
+        PELLUCID_UNROLL
+        for (int g = 0; g < kGroups; ++g) store(scores + i * kKvBlockSize + (group + g) * kLanes, sum[i][g]);
+    }
+}
+
+template <KvType kType, int kQueries>
+static void score_rows(const Block<typename KvReader<kType>::Element>& block, TokenRange range, const float* query,
+                       int64_t query_stride, float* scores) {
+    int group = range.first_group();
+    const int end = range.end_group();
+    for (; group + kTokenTile <= end; group += kTokenTile) {
+        score_tile<kType, kQueries, kTokenTile>(block, group, query, query_stride, scores);
+    }
+    if constexpr (kTokenTile > 1) {
+        switch (end - group) {
+            case 3:
+                return score_tile<kType, kQueries, 3>(block, group, query, query_stride, scores);
+            case 2:
+                return score_tile<kType, kQueries, 2>(block, group, query, query_stride, scores);
+            case 1:
+                return score_tile<kType, kQueries, 1>(block, group, query, query_stride, scores);
+            default:
+                return;
+        }
+    }
+}
+
+// One row's scores to exp(score - max), in place, zero in the slots of the groups that the row does not see.
+static void softmax_row(float* scores, TokenRange groups, int begin, int end, float* max_out, float* sum_out) {
+    const F32x16 minus_infinity = broadcast(-__builtin_inff());
+    F32x16 score[kTokenGroups];
+    PELLUCID_UNROLL
+    for (int g = 0; g < kTokenGroups; ++g) {
+        const int first = g * kLanes;
+        if (g < groups.first_group() || g >= groups.end_group()) {
+            score[g] = minus_infinity;
+            continue;
+        }
+        score[g] = load(scores + first);
+        if (begin > first || end < first + kLanes) {
+            const int from = begin < first ? 0 : begin > first + kLanes ? kLanes : begin - first;
+            const int to = end < first ? 0 : end > first + kLanes ? kLanes : end - first;
+            score[g] = select(lane_range(from, to), score[g], minus_infinity);
+        }
+    }
+    const float largest = reduce_max(max(max(score[0], score[1]), max(score[2], score[3])));
+    const F32x16 shift = broadcast(largest == -__builtin_inff() ? 0.0f : largest);
+    PELLUCID_UNROLL
+    for (int g = 0; g < kTokenGroups; ++g) {
+        score[g] = exp_not_positive(sub(score[g], shift));
+        store(scores + g * kLanes, score[g]);
+    }
+    *max_out = largest;
+    *sum_out = reduce_add(add(add(score[0], score[1]), add(score[2], score[3])));
+}
+
+// out[i][dim ...] of kQueries rows and kVectors vectors, of which the last has `last` lanes.
+template <KvType kType, int kQueries, int kVectors>
+static void value_tile(const Block<typename KvReader<kType>::Element>& block, TokenRange range, const float* weights,
+                       int dim, int last, float* out) {
+    using Reader = KvReader<kType>;
+    const int head_dim = block.head_dim;
+    F32x16 sum[kQueries][kVectors];
+    PELLUCID_UNROLL
+    for (int i = 0; i < kQueries; ++i) {
+        PELLUCID_UNROLL
+        for (int n = 0; n < kVectors; ++n) sum[i][n] = zero();
+    }
+    const auto* value = block.value + static_cast<int64_t>(range.begin) * block.value_stride + dim;
+    for (int t = range.begin; t < range.end; ++t, value += block.value_stride) {
+        F32x16 v[kVectors];
+        PELLUCID_UNROLL
+        for (int n = 0; n < kVectors; ++n) v[n] = Reader::value(value + n * kLanes);
+        PELLUCID_UNROLL
+        for (int i = 0; i < kQueries; ++i) {
+            const F32x16 w = broadcast(weights[i * kKvBlockSize + t]);
+            PELLUCID_UNROLL
+            for (int n = 0; n < kVectors; ++n) sum[i][n] = fma(w, v[n], sum[i][n]);
+        }
+    }
+    PELLUCID_UNROLL
+    for (int i = 0; i < kQueries; ++i) {
+        float* row = out + static_cast<int64_t>(i) * head_dim + dim;
+        PELLUCID_UNROLL
+        for (int n = 0; n < kVectors; ++n) {
+            const F32x16 total = add(sum[i][n], zero());
+            if (n < kVectors - 1 || last == kLanes) {
+                store(row + n * kLanes, total);
+            } else {
+                store_partial(row + n * kLanes, total, last);
+            }
+        }
+    }
+}
+
+template <KvType kType, int kQueries, int kVectors>
+static int value_columns(const Block<typename KvReader<kType>::Element>& block, TokenRange range, const float* weights,
+                         int dim, float* out) {
+    for (; dim + (kVectors - 1) * kLanes < block.head_dim; dim += kVectors * kLanes) {
+        const int rest = block.head_dim - dim - (kVectors - 1) * kLanes;
+        value_tile<kType, kQueries, kVectors>(block, range, weights, dim, rest < kLanes ? rest : kLanes, out);
+    }
+    if constexpr (kVectors > 1) return value_columns<kType, kQueries, kVectors / 2>(block, range, weights, dim, out);
+    return dim;
+}
+
+template <KvType kType, int kQueries>
+static void attend_tile(const Block<typename KvReader<kType>::Element>& block, const float* query, int64_t query_stride,
+                        const int32_t* begin, const int32_t* end, float* max, float* sum, float* out, float* scores) {
+    const TokenRange range = visible_tokens(begin, end, kQueries);
+    if (range.begin >= range.end) {
+        for (int i = 0; i < kQueries; ++i) {
+            max[i] = -__builtin_inff();
+            sum[i] = 0.0f;
+        }
+        memset(out, 0, sizeof(float) * kQueries * static_cast<unsigned>(block.head_dim));
+        return;
+    }
+    score_rows<kType, kQueries>(block, range, query, query_stride, scores);
+    PELLUCID_UNROLL
+    for (int i = 0; i < kQueries; ++i) {
+        softmax_row(scores + i * kKvBlockSize, range, begin[i], end[i], max + i, sum + i);
+    }
+    value_columns<kType, kQueries, dim_tile(kQueries)>(block, range, scores, 0, out);
+}
+
+template <KvType kType, int kQueries>
+static void attend_rows(const Block<typename KvReader<kType>::Element>& block, const float* query, int64_t query_stride,
+                        int num_queries, const int32_t* begin, const int32_t* end, float* max, float* sum, float* out,
+                        float* scores) {
+    int row = 0;
+    for (; row + kQueries <= num_queries; row += kQueries) {
+        attend_tile<kType, kQueries>(block, query + row * query_stride, query_stride, begin + row, end + row, max + row,
+                                     sum + row, out + static_cast<int64_t>(row) * block.head_dim, scores);
+    }
+    if constexpr (kQueries > 1) {
+        attend_rows<kType, kQueries - 1>(block, query + row * query_stride, query_stride, num_queries - row,
+                                         begin + row, end + row, max + row, sum + row,
+                                         out + static_cast<int64_t>(row) * block.head_dim, scores);
+    }
+}
+
+// The visible groups of a block as float32, values padded to whole vectors.
+template <KvType kType>
+static Block<float> expand(const Block<typename KvReader<kType>::Element>& block, TokenRange range, float* scratch) {
+    using Reader = KvReader<kType>;
+    const int head_dim = block.head_dim, stride = padded(head_dim);
+    float* key = scratch;
+    float* value = scratch + kKvBlockSize * head_dim;
+    const int group_size = head_dim * kLanes;
+    for (int i = range.first_group() * group_size; i < range.end_group() * group_size; i += 2 * kLanes) {
+        store(key + i, Reader::template key<0>(block.key + i));
+        store(key + i + kLanes, Reader::template key<1>(block.key + i));
+    }
+    for (int t = range.begin; t < range.end; ++t) {
+        const auto* from = block.value + static_cast<int64_t>(t) * block.value_stride;
+        float* to = value + t * stride;
+        int d = 0;
+        for (; d + kLanes <= head_dim; d += kLanes) store(to + d, Reader::value(from + d));
+        if (d < head_dim) store(to + d, Reader::value_partial(from + d, head_dim - d));
+    }
+    return {key, value, stride, head_dim};
+}
+
+template <KvType kType>
+static void attend_block(const void* key_block, const void* value_block, int head_dim, const float* query,
+                         int64_t query_stride, int num_queries, const int32_t* begin, const int32_t* end, float* max,
+                         float* sum, float* out, float* scratch) {
+    using Element = typename KvReader<kType>::Element;
+    const Block<Element> block = {static_cast<const Element*>(key_block), static_cast<const Element*>(value_block),
+                                  head_dim, head_dim};
+    float* scores = scratch;
+    float* expanded = scratch + kQueryTile * kKvBlockSize;
+    // Converting once pays from the second tile on; a ragged head_dim needs the padding.
+    if (head_dim % kLanes != 0 || (kType != KvType::kF32 && num_queries > kQueryTile)) {
+        const Block<float> floats = expand<kType>(block, visible_tokens(begin, end, num_queries), expanded);
+        attend_rows<KvType::kF32, kQueryTile>(floats, query, query_stride, num_queries, begin, end, max, sum, out,
+                                              scores);
+    } else {
+        attend_rows<kType, kQueryTile>(block, query, query_stride, num_queries, begin, end, max, sum, out, scores);
+    }
+}
+
+static void attention_block(KvType type, const void* key_block, const void* value_block, int head_dim,
+                            const float* query, int64_t query_stride, int num_queries, const int32_t* begin,
+                            const int32_t* end, float* max, float* sum, float* out, float* scratch) {
+    const auto attend = type == KvType::kF32   ? attend_block<KvType::kF32>
+                        : type == KvType::kF16 ? attend_block<KvType::kF16>
+                                               : attend_block<KvType::kBF16>;
+    attend(key_block, value_block, head_dim, query, query_stride, num_queries, begin, end, max, sum, out, scratch);
+}
+
+template <typename Element>
+static void scatter_key(Element* key_block, const Element* key, int head_dim, int slot) {
+    // [group][dim / pair][token][pair]: 16-bit dimensions go in pairs, floats one by one.
+    constexpr int kPair = 4 / sizeof(Element);
+    const int group = slot / kLanes, token = slot % kLanes;
+    Element* to = key_block + static_cast<int64_t>(group) * head_dim * kLanes + token * kPair;
+    for (int d = 0; d < head_dim; d += kPair, to += kPair * kLanes) memcpy(to, key + d, 4);
+}
+
+template <void (*kStore)(uint16_t*, F32x16), void (*kStorePartial)(uint16_t*, F32x16, int)>
+static void narrow(const float* x, int n, uint16_t* out) {
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) kStore(out + i, load(x + i));
+    if (i < n) kStorePartial(out + i, load_partial(x + i, n - i), n - i);
+}
+
+static void kv_store(KvType type, void* key_block, void* value_block, int head_dim, int slot, const float* key,
+                     const float* value) {
+    const int64_t row = static_cast<int64_t>(slot) * head_dim;
+    if (type == KvType::kF32) {
+        scatter_key(static_cast<float*>(key_block), key, head_dim, slot);
+        memcpy(static_cast<float*>(value_block) + row, value, sizeof(float) * static_cast<unsigned>(head_dim));
+        return;
+    }
+    const auto to_16_bits =
+        type == KvType::kF16 ? narrow<store_f16, store_f16_partial> : narrow<store_bf16, store_bf16_partial>;
+    to_16_bits(value, head_dim, static_cast<uint16_t*>(value_block) + row);
+    uint16_t key_16_bits[kMaxHeadDim];
+    to_16_bits(key, head_dim, key_16_bits);
+    scatter_key(static_cast<uint16_t*>(key_block), key_16_bits, head_dim, slot);
+}
+
+static void scale_and_add(float* running, float keep, const float* out, float gain, int n) {
+    const F32x16 a = broadcast(keep), b = broadcast(gain);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(running + i, fma(load(out + i), b, mul(load(running + i), a)));
+    if (i < n) {
+        const F32x16 v = fma(load_partial(out + i, n - i), b, mul(load_partial(running + i, n - i), a));
+        store_partial(running + i, v, n - i);
+    }
+}
+
+static void attention_fold(int head_dim, int num_queries, float* running_max, float* running_sum, float* running_out,
+                           const float* max_in, const float* sum_in, const float* out) {
+    const float minus_infinity = -__builtin_inff();
+    for (int row = 0; row < num_queries; row += kLanes) {
+        const int n = num_queries - row < kLanes ? num_queries - row : kLanes;
+        const F32x16 old_max = load_partial(running_max + row, n), block_max = load_partial(max_in + row, n);
+        const F32x16 new_max = max(old_max, block_max);
+        const F32x16 keep = exp_not_positive(sub(old_max, new_max)), gain = exp_not_positive(sub(block_max, new_max));
+        const F32x16 old_sum = load_partial(running_sum + row, n);
+        const F32x16 new_sum = fma(load_partial(sum_in + row, n), gain, mul(old_sum, keep));
+        const Mask16 sees_nothing = equal(block_max, broadcast(minus_infinity));
+        store_partial(running_max + row, new_max, n);
+        store_partial(running_sum + row, select(sees_nothing, old_sum, new_sum), n);
+
+        float row_keep[kLanes], row_gain[kLanes];
+        store(row_keep, keep);
+        store(row_gain, gain);
+        for (int i = 0; i < n; ++i) {
+            if (max_in[row + i] == minus_infinity) continue;
+            const int64_t offset = static_cast<int64_t>(row + i) * head_dim;
+            scale_and_add(running_out + offset, row_keep[i], out + offset, row_gain[i], head_dim);
+        }
+    }
+}
+
+static void attention_finish(int head_dim, const float* running_out, float running_sum, float* out) {
+    const F32x16 total = broadcast(running_sum);
+    int i = 0;
+    for (; i + kLanes <= head_dim; i += kLanes) store(out + i, div(load(running_out + i), total));
+    if (i < head_dim) store_partial(out + i, div(load_partial(running_out + i, head_dim - i), total), head_dim - i);
+}
+
+}  // namespace PELLUCID_SIMD_NAMESPACE
+}  // namespace pellucid

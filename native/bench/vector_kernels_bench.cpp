@@ -1,0 +1,199 @@
+// Speed of the vector kernels on one core: attention against the FMA peak and against memory, and the row kernels.
+//
+//   cmake --build build/dev --target vector_kernels_bench && build/dev/native/vector_kernels_bench
+//   [portable|avx2|avx512]
+//
+// The peak is measured in the same run, by the kernel table's own instruction set's widest fused multiply-add.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "vector_kernels.h"
+
+namespace {
+
+using pellucid::KvType;
+using pellucid::VectorKernels;
+
+double seconds_per_call(const auto& call) {
+    using Clock = std::chrono::steady_clock;
+    const auto time = [&](int64_t count) {
+        const auto start = Clock::now();
+        for (int64_t i = 0; i < count; ++i) call();
+        return std::chrono::duration<double>(Clock::now() - start).count();
+    };
+    int64_t count = 1;
+    while (time(count) < 0.01) count *= 2;
+    double best = time(count);
+    for (int repeat = 0; repeat < 8; ++repeat) best = std::min(best, time(count));
+    return best / static_cast<double>(count);
+}
+
+template <typename T>
+struct Aligned {
+    explicit Aligned(size_t n)
+        : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64))), size(n) {
+        std::memset(static_cast<void*>(data), 0, n * sizeof(T));
+    }
+    ~Aligned() { std::free(data); }
+    Aligned(const Aligned&) = delete;
+    T* data;
+    size_t size;
+};
+
+void fill(Aligned<float>& a, float sigma) {
+    std::mt19937 generator(1);
+    std::normal_distribution<float> normal(0.0f, sigma);
+    for (size_t i = 0; i < a.size; ++i) a.data[i] = normal(generator);
+}
+
+// num_blocks KV blocks of normally distributed keys and values.
+struct Cache {
+    Cache(const VectorKernels& kernels, KvType type, int head_dim, int num_blocks)
+        : block_bytes(static_cast<size_t>(pellucid::kKvBlockSize * head_dim * kv_element_size(type))),
+          bytes(2 * block_bytes * static_cast<size_t>(num_blocks)) {
+        Aligned<float> row(static_cast<size_t>(head_dim) * 7);
+        fill(row, 1.0f);
+        for (int block = 0; block < num_blocks; ++block) {
+            for (int slot = 0; slot < pellucid::kKvBlockSize; ++slot) {
+                const int offset = (block + slot) % 6 * head_dim + slot % 3;
+                kernels.kv_store(type, key(block), value(block), head_dim, slot, row.data + offset, row.data + offset);
+            }
+        }
+    }
+    char* key(int block) { return bytes.data + 2 * block_bytes * static_cast<size_t>(block); }
+    char* value(int block) { return key(block) + block_bytes; }
+    size_t block_bytes;
+    Aligned<char> bytes;
+};
+
+struct Attention {
+    Attention(const VectorKernels& table, KvType kv_type, int dim, int queries, int num_blocks)
+        : kernels(table),
+          type(kv_type),
+          head_dim(dim),
+          num_queries(queries),
+          blocks(num_blocks),
+          cache(table, kv_type, dim, num_blocks),
+          query(rows() * columns()),
+          max(rows()),
+          sum(rows()),
+          out(rows() * columns()),
+          scratch(static_cast<size_t>(pellucid::attention_scratch_floats(queries, dim))),
+          begin(rows(), 0),
+          end(rows(), pellucid::kKvBlockSize) {
+        fill(query, 0.3f);
+    }
+    size_t rows() const { return static_cast<size_t>(num_queries); }
+    size_t columns() const { return static_cast<size_t>(head_dim); }
+    void run(int block) {
+        kernels.attention_block(type, cache.key(block), cache.value(block), head_dim, query.data, head_dim, num_queries,
+                                begin.data(), end.data(), max.data, sum.data, out.data, scratch.data);
+    }
+
+    const VectorKernels& kernels;
+    KvType type;
+    int head_dim, num_queries, blocks;
+    Cache cache;
+    Aligned<float> query, max, sum, out, scratch;
+    std::vector<int32_t> begin, end;
+};
+
+const char* type_name(KvType type) { return type == KvType::kF32 ? "f32" : type == KvType::kF16 ? "f16" : "bf16"; }
+
+void prefill(const VectorKernels& kernels) {
+    std::printf("\nattention_block, cached block\n%-6s %9s %8s %10s %10s\n", "type", "head_dim", "queries", "GFLOP/s",
+                "us");
+    for (KvType type : {KvType::kBF16, KvType::kF16, KvType::kF32}) {
+        for (int head_dim : {64, 128, 256}) {
+            for (int queries : {1, 3, 6, 16, 64, 192}) {
+                Attention attention(kernels, type, head_dim, queries, 1);
+                const double seconds = seconds_per_call([&] { attention.run(0); });
+                const double flops = 4.0 * queries * pellucid::kKvBlockSize * head_dim;
+                std::printf("%-6s %9d %8d %10.1f %10.2f\n", type_name(type), head_dim, queries, flops / seconds * 1e-9,
+                            seconds * 1e6);
+            }
+        }
+    }
+}
+
+void causal(const VectorKernels& kernels) {
+    std::printf("\nattention_block, causal diagonal block (bf16; share of the time of a full block)\n");
+    for (int head_dim : {64, 256}) {
+        Attention attention(kernels, KvType::kBF16, head_dim, 192, 1);
+        const double full = seconds_per_call([&] { attention.run(0); });
+        for (int i = 0; i < 192; ++i) attention.end[static_cast<size_t>(i)] = i / 3 + 1;
+        const double diagonal = seconds_per_call([&] { attention.run(0); });
+        std::printf("head_dim %3d: %.0f%%\n", head_dim, 100.0 * diagonal / full);
+    }
+}
+
+void decode(const VectorKernels& kernels) {
+    std::printf("\nattention_block + fold, decode over 256 MiB of cache\n%-6s %9s %8s %8s\n", "type", "head_dim",
+                "queries", "GB/s");
+    for (KvType type : {KvType::kBF16, KvType::kF32}) {
+        for (int head_dim : {64, 128, 256}) {
+            for (int queries : {1, 3, 4}) {
+                const int blocks = (256 << 20) / (2 * pellucid::kKvBlockSize * head_dim * kv_element_size(type));
+                Attention attention(kernels, type, head_dim, queries, blocks);
+                Aligned<float> max(attention.rows()), sum(attention.rows()), out(attention.out.size);
+                const double seconds = seconds_per_call([&] {
+                    for (int block = 0; block < blocks; ++block) {
+                        attention.run(block);
+                        kernels.attention_fold(head_dim, queries, max.data, sum.data, out.data, attention.max.data,
+                                               attention.sum.data, attention.out.data);
+                    }
+                });
+                std::printf("%-6s %9d %8d %8.1f\n", type_name(type), head_dim, queries,
+                            static_cast<double>(attention.cache.bytes.size) / seconds * 1e-9);
+            }
+        }
+    }
+}
+
+void row_kernels(const VectorKernels& kernels) {
+    constexpr int kSize = 1536;
+    Aligned<float> x(kSize), y(kSize), out(kSize), scale(kSize / 32), scaled_sum(kSize / 32);
+    Aligned<int8_t> q(kSize);
+    Aligned<int32_t> sum(kSize / 32);
+    fill(x, 1.0f);
+    fill(y, 1.0f);
+    const auto report = [&](const char* name, const auto& call) {
+        std::printf("%-16s %8.2f ns per 32 values\n", name, seconds_per_call(call) * 1e9 / (kSize / 32));
+    };
+    std::printf("\nrow kernels, %d values\n", kSize);
+    report("rms_norm", [&] { kernels.rms_norm(x.data, y.data, 1e-5f, kSize, out.data); });
+    report("add", [&] { kernels.add(out.data, y.data, kSize); });
+    report("silu_mul", [&] { kernels.silu_mul(x.data, y.data, kSize, out.data); });
+    report("gelu_tanh_mul", [&] { kernels.gelu_tanh_mul(x.data, y.data, kSize, out.data); });
+    report("quantize", [&] { kernels.quantize(x.data, kSize, q.data, scale.data, sum.data, scaled_sum.data); });
+    report("rope", [&] { kernels.rope(out.data, x.data, y.data, kSize); });
+    report("all_finite", [&] { kernels.all_finite(x.data, kSize); });
+    Cache cache(kernels, KvType::kBF16, 64, 1);
+    int slot = 0;
+    report("kv_store 64 bf16", [&] {
+        for (int i = 0; i < 24; ++i) {
+            kernels.kv_store(KvType::kBF16, cache.key(0), cache.value(0), 64, slot = (slot + 1) % 64, x.data, y.data);
+        }
+    });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const char* name = argc > 1 ? argv[1] : "avx512";
+    const VectorKernels* kernels = &pellucid::kVectorKernelsPortable;
+#if defined(__x86_64__) || defined(_M_X64)
+    for (const VectorKernels* table : {&pellucid::kVectorKernelsAvx2, &pellucid::kVectorKernelsAvx512}) {
+        if (std::strcmp(table->name, name) == 0) kernels = table;
+    }
+#endif
+    std::printf("%s\n", kernels->name);
+    row_kernels(*kernels);
+    prefill(*kernels);
+    causal(*kernels);
+    decode(*kernels);
+}

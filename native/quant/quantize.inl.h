@@ -1,0 +1,76 @@
+// Activations to symmetric int8 in blocks of 32, for the instruction set of the including file.
+//
+// q = round(x * (127 / max|x|)), a multiplication by the rounded reciprocal of the scale: |q| <= 127 always, since the
+// product exceeds 127 by at most two units in the last place. A block whose scale would be subnormal
+// (max|x| < 2^-118) counts as zeros: its reciprocal would overflow. A block with an inf or NaN gets q = 0 and scale
+// NaN, so that the fault shows in every output computed from it.
+#pragma once
+
+#include "simd.h"
+
+namespace pellucid {
+inline namespace PELLUCID_SIMD_NAMESPACE {
+
+// Four blocks at a time, a block a quarter of the vectors that hold scales and sums.
+static void quantize_four_blocks(const float* x, int8_t* q, float* scale, int32_t* sum, float* scaled_sum) {
+    constexpr int kVectors = 8;
+    F32x16 v[kVectors];
+    I32x16 block[4];
+    PELLUCID_UNROLL
+    for (int i = 0; i < kVectors; ++i) v[i] = load(x + i * kLanes);
+    // Magnitudes compare as integers, where a NaN is the largest of all.
+    PELLUCID_UNROLL
+    for (int b = 0; b < 4; ++b) block[b] = max(abs_bits(v[2 * b]), abs_bits(v[2 * b + 1]));
+    const I32x16 largest_bits = reduce_max4(block[0], block[1], block[2], block[3]);
+    const F32x16 largest = from_bits(largest_bits);
+
+    const Mask16 is_normal = less_equal(broadcast(0x1p-118f), largest);
+    const F32x16 levels = broadcast(127.0f);
+    F32x16 d = select(is_normal, div(largest, levels), zero());
+    F32x16 inverse = select(is_normal, div(levels, largest), zero());
+    const Mask16 is_finite = less(largest_bits, broadcast_i32(0x7f800000));
+    if (mask_bits(is_finite) != 0xffff) [[unlikely]] {
+        d = select(is_finite, d, from_bits(broadcast_i32(0x7fc00000)));
+        inverse = select(is_finite, inverse, zero());
+        PELLUCID_UNROLL
+        for (int i = 0; i < kVectors; ++i) {
+            v[i] = select(less(abs_bits(v[i]), broadcast_i32(0x7f800000)), v[i], zero());
+        }
+    }
+
+    I32x16 level[kVectors];
+    const F32x16 block_inverse[4] = {broadcast_quarter<0>(inverse), broadcast_quarter<1>(inverse),
+                                     broadcast_quarter<2>(inverse), broadcast_quarter<3>(inverse)};
+    PELLUCID_UNROLL
+    for (int i = 0; i < kVectors; ++i) level[i] = to_i32(mul(v[i], block_inverse[i / 2]));
+    store_i8x4(q, level[0], level[1], level[2], level[3]);
+    store_i8x4(q + 64, level[4], level[5], level[6], level[7]);
+    const I32x16 sums =
+        reduce_add4(add(level[0], level[1]), add(level[2], level[3]), add(level[4], level[5]), add(level[6], level[7]));
+    store_quarters(scale, bits(d));
+    store_quarters(sum, sums);
+    store_quarters(scaled_sum, bits(mul(d, to_f32(sums))));
+}
+
+static void quantize(const float* x, int n, int8_t* q, float* scale, int32_t* sum, float* scaled_sum) {
+    constexpr int kBlock = 32, kStep = 4 * kBlock;
+    int i = 0;
+    for (; i + kStep <= n; i += kStep) {
+        quantize_four_blocks(x + i, q + i, scale + i / kBlock, sum + i / kBlock, scaled_sum + i / kBlock);
+    }
+    if (i == n) return;
+    float last_x[kStep] = {};
+    int8_t last_q[kStep];
+    float last_scale[4], last_scaled_sum[4];
+    int32_t last_sum[4];
+    const unsigned rest = static_cast<unsigned>(n - i), blocks = rest / kBlock;
+    memcpy(last_x, x + i, rest * sizeof(float));
+    quantize_four_blocks(last_x, last_q, last_scale, last_sum, last_scaled_sum);
+    memcpy(q + i, last_q, rest);
+    memcpy(scale + i / kBlock, last_scale, blocks * sizeof(float));
+    memcpy(sum + i / kBlock, last_sum, blocks * sizeof(int32_t));
+    memcpy(scaled_sum + i / kBlock, last_scaled_sum, blocks * sizeof(float));
+}
+
+}  // namespace PELLUCID_SIMD_NAMESPACE
+}  // namespace pellucid
