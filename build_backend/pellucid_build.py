@@ -41,7 +41,7 @@ RECORD_NAME = "BUILD_FAILED.txt"
 ZIGLANG = "ziglang>=0.15"
 CMAKE = "cmake>=3.21"
 NINJA = "ninja>=1.10"
-LOG_TAIL_LINES = 40
+LOG_TAIL_LINES = 25
 
 ConfigSettings = dict[str, str | list[str]] | None
 
@@ -60,7 +60,15 @@ int main() {
 
 
 class NativeBuildError(Exception):
-    """The native core cannot be, or was not, compiled. The text is for the user."""
+    """The native core cannot be, or was not, compiled.
+
+    `reason` is a sentence for the user, `log` the end of what the build printed.
+    """
+
+    def __init__(self, reason: str, log: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.log = log
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,8 @@ def _native_requirements(from_backend: Sequence[str]) -> list[str]:
     return requirements
 
 
-# What scikit-build-core does not need to be asked about passes straight through.
+def _without_cmake(config_settings: ConfigSettings) -> dict[str, str | list[str]]:
+    return {**(config_settings or {}), "wheel.cmake": "false", "wheel.py-api": "py3"}
 
 
 def get_requires_for_build_sdist(config_settings: ConfigSettings = None) -> list[str]:
@@ -203,13 +212,13 @@ def build_sdist(sdist_directory: str, config_settings: ConfigSettings = None) ->
 def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: ConfigSettings = None) -> str:
     import scikit_build_core.build as backend
 
-    return backend.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+    return backend.prepare_metadata_for_build_wheel(metadata_directory, _without_cmake(config_settings))
 
 
 def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: ConfigSettings = None) -> str:
     import scikit_build_core.build as backend
 
-    return backend.prepare_metadata_for_build_editable(metadata_directory, config_settings)
+    return backend.prepare_metadata_for_build_editable(metadata_directory, _without_cmake(config_settings))
 
 
 def get_requires_for_build_wheel(config_settings: ConfigSettings = None) -> list[str]:
@@ -232,8 +241,7 @@ def build_wheel(
         record = _failure_record(error)
     import scikit_build_core.build as backend
 
-    settings = {**(config_settings or {}), "wheel.cmake": "false", "wheel.py-api": "py3"}
-    name = backend.build_wheel(wheel_directory, settings)
+    name = backend.build_wheel(wheel_directory, _without_cmake(config_settings))
     _add_to_wheel(Path(wheel_directory, name), f"{CORE_PACKAGE}/{RECORD_NAME}", record)
     return name
 
@@ -259,8 +267,7 @@ def build_editable(
     import scikit_build_core.build as backend
 
     build_in_place()
-    settings = {**(config_settings or {}), "wheel.cmake": "false", "wheel.py-api": "py3", "editable.mode": "inplace"}
-    return backend.build_editable(wheel_directory, settings)
+    return backend.build_editable(wheel_directory, {**_without_cmake(config_settings), "editable.mode": "inplace"})
 
 
 def build_in_place() -> None:
@@ -326,7 +333,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
         print(line, end="", flush=True)
         tail.append(line)
     if process.wait() != 0:
-        raise NativeBuildError(f"compiling it failed. The end of what the build said:\n\n{''.join(tail)}")
+        raise NativeBuildError("compiling it failed.", "".join(tail))
 
 
 def _failure_record(error: NativeBuildError) -> str:
@@ -337,10 +344,12 @@ def _failure_record(error: NativeBuildError) -> str:
     """
     text = (
         "Pellucid's native core is not installed: its models run on the slow reference backend.\n"
-        f"Reason: {error}\n"
-        "To try again, install a C++20 compiler (g++ 11 or clang 14, or later) and repeat the installation with\n"
+        f"Reason: {error.reason}\n"
+        "When that is put right (any C++20 compiler does: g++ 11, clang 14 or later), install again with\n"
         "`pip install --force-reinstall --no-cache-dir`, or `make clean run` in a checkout.\n"
     )
+    if error.log:
+        text += f"\nThe end of what the build said:\n\n{error.log}"
     if native_mode() == "require":
         raise SystemExit(text + "PELLUCID_NATIVE=require makes this an error.") from error
     print(text, file=sys.stderr)
@@ -370,7 +379,7 @@ def main(arguments: Sequence[str]) -> None:
         try:
             _compile("check", PELLUCID_WERROR="ON")
         except NativeBuildError as error:
-            raise SystemExit(str(error).partition(". ")[0]) from error
+            raise SystemExit(f"The native core: {error.reason}") from error
     elif not arguments:
         build_in_place()
     else:

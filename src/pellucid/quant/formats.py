@@ -113,8 +113,9 @@ def dequantize(data: NDArray[np.uint8], format: BlockFormat) -> NDArray[np.float
     codec = _CODECS[format]
     encoded = _blocks_of(data, format)
     decoded = np.empty((encoded.size, codec.block_size), np.float32)
-    for chunk in _chunks(encoded.size, codec.block_size):
-        decoded[chunk] = codec.decode(encoded[chunk])
+    with np.errstate(invalid="ignore"):  # a block with an infinite or NaN scale decodes to what IEEE 754 makes of it
+        for chunk in _chunks(encoded.size, codec.block_size):
+            decoded[chunk] = codec.decode(encoded[chunk])
     return decoded.reshape(*data.shape[:-1], data.shape[-1] // codec.layout.itemsize * codec.block_size)
 
 

@@ -18,6 +18,7 @@ Q5_K = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1
 Q6_K = np.dtype([("ql", "u1", (2, 64)), ("qh", "u1", (2, 32)), ("scales", "i1", 16), ("d", "<f2")])
 
 _MAX_SCALE = 63  # 6 bits
+_SINGULAR = np.float32(1e-5)  # a relative determinant below this is rounding noise: every q is the same
 _BIT_OF_SUB_BLOCK = np.arange(8, dtype=np.uint8)[:, None]
 _CRUMB_OF_QUARTER = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
 
@@ -123,42 +124,50 @@ def _fit_affine(x: Floats, levels: int) -> tuple[Floats, Floats]:
     """Scale and minimum, both >= 0 and [...], with x [..., n] ~ scale q - minimum, q in [0, levels]."""
     weight = np.sqrt(np.square(x).mean(axis=-1, keepdims=True)) + np.abs(x)
     low = np.minimum(x.min(axis=-1, keepdims=True), 0)
-    width = np.maximum(x.max(axis=-1, keepdims=True) - low, 0)
+    width = x.max(axis=-1, keepdims=True) - low
+    position = (x - low) * reciprocal(width)
     sum_w = weight.sum(axis=-1)
     sum_x = (weight * x).sum(axis=-1)
-    best_scale, best_low = (width / np.float32(levels))[..., 0], low[..., 0]
-    best_error = np.full(best_scale.shape, np.inf, np.float32)
+
+    def squared_error(q: Floats, scale: Floats, offset: Floats) -> Floats:
+        error: Floats = (weight * np.square(scale[..., None] * q + offset[..., None] - x)).sum(axis=-1)
+        return error
+
+    best_scale, best_offset = (width / np.float32(levels))[..., 0], low[..., 0]
+    best_error = squared_error(np.rint(position * np.float32(levels)), best_scale, best_offset)
     for stretch in np.arange(-1, 1.01, 0.1, dtype=np.float32):
-        q = np.clip(np.rint((x - low) * reciprocal(width) * (np.float32(levels) + stretch)), 0, levels)
+        q = np.clip(np.rint(position * (np.float32(levels) + stretch)), 0, levels)
         sum_q = (weight * q).sum(axis=-1)
         sum_qq = (weight * q * q).sum(axis=-1)
         sum_qx = (weight * q * x).sum(axis=-1)
-        determinant = reciprocal(sum_w * sum_qq - sum_q * sum_q)
-        scale = (sum_w * sum_qx - sum_x * sum_q) * determinant
-        minimum = (sum_qq * sum_x - sum_q * sum_qx) * determinant
-        # A minimum above zero cannot be stored: fit the scale alone.
-        scale = np.maximum(np.where(minimum > 0, sum_qx * reciprocal(sum_qq), scale), 0)
-        minimum = np.minimum(minimum, 0)
-        error = (weight * np.square(scale[..., None] * q + minimum[..., None] - x)).sum(axis=-1)
-        better = error < best_error
+        determinant = sum_w * sum_qq - sum_q * sum_q
+        inverse = reciprocal(determinant)
+        scale = (sum_w * sum_qx - sum_x * sum_q) * inverse
+        offset = (sum_qq * sum_x - sum_q * sum_qx) * inverse
+        # An offset above zero cannot be stored: fit the scale alone.
+        scale = np.where(offset > 0, sum_qx * reciprocal(sum_qq), scale)
+        offset = np.minimum(offset, 0)
+        error = squared_error(q, scale, offset)
+        better = (error < best_error) & (determinant > _SINGULAR * sum_w * sum_qq) & (scale >= 0)
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
-        best_low = np.where(better, minimum, best_low)
-    return best_scale, -best_low
+        best_offset = np.where(better, offset, best_offset)
+    return best_scale, -best_offset
 
 
 def _fit_symmetric(x: Floats) -> Floats:
     """Signed scale [...] with x [..., n] ~ scale q, q in [-32, 31]; errors weigh with x^2."""
     extreme = np.take_along_axis(x, np.abs(x).argmax(axis=-1)[..., None], axis=-1)
-    weight = np.square(x)
+    unit = x * reciprocal(extreme)  # squares of x itself could overflow
+    weight = np.square(unit)
     best_scale = np.zeros(x.shape[:-1], np.float32)
     best_gain = np.zeros(x.shape[:-1], np.float32)
     for stretch in np.arange(-0.9, 0.91, 0.1, dtype=np.float32):
-        q = np.clip(np.rint(x * reciprocal(extreme) * -(np.float32(32) + stretch)), -32, 31)
-        sum_qx = (weight * q * x).sum(axis=-1)
+        q = np.clip(np.rint(unit * -(np.float32(32) + stretch)), -32, 31)
+        sum_qx = (weight * q * unit).sum(axis=-1)
         scale = sum_qx * reciprocal((weight * q * q).sum(axis=-1))
         gain = scale * sum_qx
         better = gain > best_gain
         best_gain = np.where(better, gain, best_gain)
         best_scale = np.where(better, scale, best_scale)
-    return best_scale
+    return best_scale * extreme[..., 0]

@@ -1,0 +1,173 @@
+"""The executor: embeddings, layers, logits, top to bottom as a newcomer may read it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.backends.reference.attention import attend
+from pellucid.backends.reference.kv_cache import KVCache
+from pellucid.backends.reference.ops import activate, linear, rms_norm, rope_angles, rotate
+from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.errors import BackendError
+from pellucid.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
+from pellucid.quant.formats import dequantize
+from pellucid.weights.loader import ModelFile, require_finite
+from pellucid.weights.tensor import WeightTensor
+
+Array = NDArray[np.float32]
+
+
+def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: str = "auto") -> ReferenceBackend:
+    """Decode the weights of `model_file` to float32 and make them ready to run.
+
+    Args:
+        model_file: an open model; it may be closed afterwards.
+        threads: rows of a matrix product are spread over so many; all processors where None.
+        kv_cache_dtype: "float32" ("auto"), "float16" or "bfloat16".
+
+    Raises:
+        ModelFileError: a weight is not finite.
+        InvalidRequestError: another `kv_cache_dtype`.
+    """
+    return ReferenceBackend(model_file.spec, model_file.weights(), threads=threads, kv_cache_dtype=kv_cache_dtype)
+
+
+class ReferenceBackend:
+    """Implements `backends.base.Backend`.
+
+    Args:
+        spec: the model.
+        weights: every tensor of `models.spec.tensor_shapes(spec)` by its canonical name.
+        threads: see `load`.
+        kv_cache_dtype: see `load`.
+    """
+
+    name = "reference"
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Iterable[tuple[str, WeightTensor]],
+        *,
+        threads: int | None = None,
+        kv_cache_dtype: str = "auto",
+    ) -> None:
+        self.spec = spec
+        self._kv_cache = KVCache(spec, kv_cache_dtype)
+        self._weights = {name: _decode(name, tensor) for name, tensor in weights}
+        num_threads = threads or os.cpu_count() or 1
+        self._executor = ThreadPoolExecutor(num_threads, "reference") if num_threads > 1 else None
+        self._closed = False
+
+    def kv_bytes_per_block(self) -> int:
+        return self._kv_cache.bytes_per_block
+
+    def allocate_kv_cache(self, num_blocks: int) -> None:
+        self._require_open()
+        self._kv_cache.allocate(num_blocks)
+
+    def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
+        self._require_open()
+        self._kv_cache.copy(pairs)
+
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        self._require_open()
+        sequence_of_token = np.repeat(np.arange(batch.num_seqs), np.diff(batch.cu_seqlens))
+        block_tables = batch.block_tables[sequence_of_token]
+
+        x = self._weights["embed_tokens.weight"][batch.input_ids] * np.float32(self.spec.embedding_scale)
+        ropes = {layer.attention.rope for layer in self.spec.layers}
+        angles = {rope: rope_angles(batch.positions, rope) for rope in ropes}
+        for index, layer in enumerate(self.spec.layers):
+            residual = x
+            x = self._norm(x, layer.attention_norm, f"layers.{index}.attention_norm")
+            x = self._attention(x, index, layer.attention, angles, batch.positions, block_tables)
+            if layer.post_attention_norm is not None:
+                x = self._norm(x, layer.post_attention_norm, f"layers.{index}.post_attention_norm")
+            x = residual + x
+
+            residual = x
+            x = self._norm(x, layer.mlp_norm, f"layers.{index}.mlp_norm")
+            x = self._mlp(x, index, layer.mlp)
+            if layer.post_mlp_norm is not None:
+                x = self._norm(x, layer.post_mlp_norm, f"layers.{index}.post_mlp_norm")
+            x = residual + x
+
+        x = self._norm(x[batch.logits_rows], self.spec.final_norm, "final_norm")
+        logits = self._linear(x, "embed_tokens" if self.spec.tie_word_embeddings else "lm_head")
+        if not np.isfinite(logits).all():
+            raise BackendError("the model gave logits that are not finite")
+        return ForwardOutput(logits)
+
+    def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
+        from pellucid.decoding import sampler
+
+        self._require_open()
+        return sampler.sample(logits, sampling)
+
+    def close(self) -> None:
+        self._closed = True
+        self._weights.clear()
+        self._kv_cache.allocate(0)
+        if self._executor is not None:
+            self._executor.shutdown()
+
+    def _attention(
+        self,
+        x: Array,
+        index: int,
+        attention: AttentionSpec,
+        angles: dict[RopeSpec, tuple[Array, Array]],
+        positions: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+    ) -> Array:
+        """Attention of layer `index`: x float32 [num_tokens, hidden_size], block_tables int32 [num_tokens, blocks]."""
+        prefix = f"layers.{index}.attention"
+        num_tokens, head_dim = x.shape[0], attention.head_dim
+        query = self._linear(x, f"{prefix}.q_proj").reshape(num_tokens, attention.num_attention_heads, head_dim)
+        key = self._linear(x, f"{prefix}.k_proj").reshape(num_tokens, attention.num_key_value_heads, head_dim)
+        value = self._linear(x, f"{prefix}.v_proj").reshape(num_tokens, attention.num_key_value_heads, head_dim)
+        if attention.qk_norm is not None:
+            query = self._norm(query, attention.qk_norm, f"{prefix}.q_norm")
+            key = self._norm(key, attention.qk_norm, f"{prefix}.k_norm")
+        query, key = rotate(query, *angles[attention.rope]), rotate(key, *angles[attention.rope])
+
+        for token, position in enumerate(positions.tolist()):
+            block, offset = divmod(position, BLOCK_SIZE)
+            self._kv_cache.write(index, block_tables[token, block], offset, key[token], value[token])
+
+        attended = np.empty_like(query)
+        for token, position in enumerate(positions.tolist()):
+            table = block_tables[token]
+
+            def read_block(block: int, tokens: slice, table: NDArray[np.int32] = table) -> tuple[Array, Array]:
+                return self._kv_cache.read(index, table[block], tokens)
+
+            attended[token] = attend(query[token], position, read_block, attention)
+        return self._linear(attended.reshape(num_tokens, -1), f"{prefix}.o_proj")
+
+    def _mlp(self, x: Array, index: int, mlp: MlpSpec) -> Array:
+        prefix = f"layers.{index}.mlp"
+        gate = activate(self._linear(x, f"{prefix}.gate_proj"), mlp.activation)
+        return self._linear(gate * self._linear(x, f"{prefix}.up_proj"), f"{prefix}.down_proj")
+
+    def _norm(self, x: Array, norm: NormSpec, name: str) -> Array:
+        return rms_norm(x, self._weights[f"{name}.weight"], norm)
+
+    def _linear(self, x: Array, name: str) -> Array:
+        weight, bias = self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias")
+        return linear(x, weight, bias, executor=self._executor)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BackendError("the backend was closed")
+
+
+def _decode(name: str, tensor: WeightTensor) -> Array:
+    require_finite(name, tensor)
+    return dequantize(tensor.data, tensor.format).reshape(tensor.shape)

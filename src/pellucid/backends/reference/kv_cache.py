@@ -1,0 +1,93 @@
+"""Keys and values of every layer in blocks of 64 tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
+from pellucid.models.spec import ModelSpec
+from pellucid.quant.formats import BlockFormat, dequantize, quantize
+
+FORMATS = {
+    "auto": BlockFormat.F32,
+    "float32": BlockFormat.F32,
+    "float16": BlockFormat.F16,
+    "bfloat16": BlockFormat.BF16,
+}
+
+
+class KVCache:
+    """Paged keys and values; blocks are named by the engine's block tables.
+
+    Args:
+        spec: the model.
+        dtype: what is stored, a key of `FORMATS`.
+
+    Raises:
+        InvalidRequestError: another `dtype`.
+    """
+
+    def __init__(self, spec: ModelSpec, dtype: str) -> None:
+        if dtype not in FORMATS:
+            raise InvalidRequestError(
+                f"the reference backend has no KV cache of {dtype!r}; it has {', '.join(FORMATS)}",
+                param="kv_cache_dtype",
+            )
+        self._format = FORMATS[dtype]
+        self._spec = spec
+        self._layers: list[NDArray[np.uint8]] = []
+
+    @property
+    def bytes_per_block(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self._block_shapes())
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self._layers[0]) if self._layers else 0
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make room for `num_blocks` blocks, dropping what was there.
+
+        Raises:
+            CapacityError: the memory is not to be had.
+        """
+        self._layers = []
+        try:
+            self._layers = [np.zeros((num_blocks, *shape), np.uint8) for shape in self._block_shapes()]
+        except MemoryError:
+            raise CapacityError(
+                f"no memory for {num_blocks} KV blocks of {self.bytes_per_block} bytes; ask for fewer",
+                param="num_blocks",
+            ) from None
+
+    def copy(self, pairs: NDArray[np.int32]) -> None:
+        """Copy blocks (source, destination), int32 [n, 2], one after the other, in all layers."""
+        for layer in self._layers:
+            for source, destination in pairs.tolist():
+                layer[destination] = layer[source]
+
+    def write(self, layer: int, block: int, offset: int, key: NDArray[np.float32], value: NDArray[np.float32]) -> None:
+        """Store one token's `key` and `value`, float32 [num_key_value_heads, head_dim], at `offset` of `block`."""
+        stored = self._block(layer, block)
+        stored[0, :, offset] = quantize(key, self._format)
+        stored[1, :, offset] = quantize(value, self._format)
+
+    def read(self, layer: int, block: int, tokens: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Keys and values of the tokens `tokens` of `block`, float32 [num_key_value_heads, n, head_dim] each."""
+        keys, values = dequantize(self._block(layer, block)[:, :, tokens], self._format)
+        return keys, values
+
+    def _block(self, layer: int, block: int) -> NDArray[np.uint8]:
+        if not 0 <= block < self.num_blocks:
+            raise BackendError(f"KV block {block} was named, but {self.num_blocks} are allocated")
+        stored: NDArray[np.uint8] = self._layers[layer][block]
+        return stored
+
+    def _block_shapes(self) -> list[tuple[int, ...]]:
+        """uint8 [2 (key, value), num_key_value_heads, 64, bytes of a head] of each layer."""
+        return [
+            (2, attention.num_key_value_heads, BLOCK_SIZE, attention.head_dim * self._format.block_bytes)
+            for attention in (layer.attention for layer in self._spec.layers)
+        ]

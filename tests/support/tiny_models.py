@@ -1,0 +1,153 @@
+"""Small random models as GGUF files, and batches to run them with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pellucid.backends.base import Backend
+from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
+from pellucid.models.family import GGUFHeader
+from pellucid.models.registry import family_for_architecture
+from pellucid.models.spec import ModelSpec, tensor_shapes
+from pellucid.quant.formats import BlockFormat
+from pellucid.weights.tensor import WeightTensor
+from pellucid.weights.tensor_map import tensor_sources
+from tests.support.gguf_writer import encode, write_gguf
+
+LLAMA: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.context_length": 1024,
+    "llama.embedding_length": 64,
+    "llama.block_count": 2,
+    "llama.feed_forward_length": 96,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 10000.0,
+    "llama.rope.dimension_count": 16,
+}
+
+GEMMA3: dict[str, Any] = {
+    "general.architecture": "gemma3",
+    "gemma3.context_length": 1024,
+    "gemma3.embedding_length": 64,
+    "gemma3.block_count": 7,
+    "gemma3.feed_forward_length": 96,
+    "gemma3.attention.head_count": 4,
+    "gemma3.attention.head_count_kv": 1,
+    "gemma3.attention.key_length": 32,
+    "gemma3.attention.value_length": 32,
+    "gemma3.attention.layer_norm_rms_epsilon": 1e-6,
+    "gemma3.attention.sliding_window": 40,
+    "gemma3.rope.freq_base": 1000000.0,
+}
+
+METADATA = {"llama": LLAMA, "gemma3": GEMMA3}
+
+
+def tiny_spec(
+    metadata: Mapping[str, Any], *, vocab_size: int = 128, tied: bool = True, bias: bool = False
+) -> ModelSpec:
+    """The spec that a file of this metadata will have."""
+    hidden_size = metadata[f"{metadata['general.architecture']}.embedding_length"]
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab_size, hidden_size)}
+    if not tied:
+        shapes["output.weight"] = (vocab_size, hidden_size)
+    if bias:
+        shapes["blk.0.attn_q.bias"] = (hidden_size,)
+    return family_for_architecture(metadata["general.architecture"]).spec_from_gguf(GGUFHeader(metadata, shapes))
+
+
+def random_weights(spec: ModelSpec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Canonical name -> float32 array. Large enough for attention to be far from uniform, norms far from 1."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in tensor_shapes(spec).items():
+        if len(shape) == 1 and "norm" in name:
+            values = rng.uniform(0.5, 1.5, shape)
+        else:
+            values = rng.normal(0, 2 / np.sqrt(shape[-1]), shape)
+        weights[name] = values.astype(np.float32)
+    return weights
+
+
+def write_model(
+    path: Path | str,
+    metadata: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    spec: ModelSpec,
+    *,
+    formats: Mapping[str, BlockFormat] | BlockFormat = BlockFormat.F32,
+    extra_metadata: Mapping[str, Any] | None = None,
+    extra_tensors: Mapping[str, np.ndarray | WeightTensor] | None = None,
+) -> Path:
+    """Writes canonical `weights` under the names, and in the row order, of a GGUF file of the architecture.
+
+    Args:
+        formats: the format of every matrix, or of each by its canonical name (F32 where it is missing).
+        extra_tensors: further ones by the file's name, or in place of those above.
+    """
+    family = family_for_architecture(metadata["general.architecture"])
+    tensors = {}
+    for name, source in tensor_sources(spec, family.gguf_names).items():
+        values = weights[name]
+        if source.interleaved_heads:
+            values = interleave_heads(values, source.interleaved_heads)
+        format = formats if isinstance(formats, BlockFormat) else formats.get(name, BlockFormat.F32)
+        tensors[source.name] = encode(values, format if values.ndim == 2 else BlockFormat.F32)
+    return write_gguf(path, {**metadata, **(extra_metadata or {})}, {**tensors, **(extra_tensors or {})})
+
+
+def write_tiny_model(
+    path: Path | str,
+    architecture: str = "llama",
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    vocab_size: int = 128,
+    tied: bool = True,
+    seed: int = 0,
+    formats: Mapping[str, BlockFormat] | BlockFormat = BlockFormat.F32,
+    extra_metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """A random model; `metadata` overrides that of `METADATA[architecture]`, `extra_metadata` (a tokenizer, say) is
+    written as it is."""
+    described = {**METADATA[architecture], **(metadata or {})}
+    spec = tiny_spec(described, vocab_size=vocab_size, tied=tied)
+    weights = random_weights(spec, seed)
+    return write_model(path, described, weights, spec, formats=formats, extra_metadata=extra_metadata)
+
+
+def interleave_heads(values: np.ndarray, num_heads: int) -> np.ndarray:
+    """Half-split rows of each head -> interleaved pairs, as GGUF's llama files hold them."""
+    return values.reshape(num_heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+
+
+def make_batch(
+    pieces: Sequence[tuple[Sequence[int], int, Sequence[int]]], logits_rows: Sequence[int] | None = None
+) -> ForwardBatch:
+    """A step over sequences, each (new tokens, tokens already computed, KV blocks); logits of all new tokens by
+    default."""
+    lengths = [len(tokens) for tokens, _, _ in pieces]
+    width = max(len(blocks) for _, _, blocks in pieces)
+    num_tokens = sum(lengths)
+    return ForwardBatch(
+        input_ids=np.concatenate([np.asarray(tokens, np.int32) for tokens, _, _ in pieces]),
+        positions=np.concatenate([np.arange(start, start + len(t), dtype=np.int32) for t, start, _ in pieces]),
+        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        kv_lens=np.array([start + len(tokens) for tokens, start, _ in pieces], np.int32),
+        block_tables=np.array([[*blocks, *[-1] * (width - len(blocks))] for _, _, blocks in pieces], np.int32),
+        logits_rows=np.arange(num_tokens, dtype=np.int32) if logits_rows is None else np.array(logits_rows, np.int32),
+    )
+
+
+def all_logits(backend: Backend, tokens: Sequence[int], chunk: int | None = None) -> np.ndarray:
+    """Logits of every token of one sequence, run `chunk` tokens a step in fresh KV blocks."""
+    num_blocks = -(-len(tokens) // BLOCK_SIZE)
+    backend.allocate_kv_cache(num_blocks)
+    chunk = chunk or len(tokens)
+    pieces = [(tokens[start : start + chunk], start, range(num_blocks)) for start in range(0, len(tokens), chunk)]
+    return np.concatenate([backend.forward(make_batch([piece])).logits.copy() for piece in pieces])
