@@ -1,0 +1,85 @@
+"""Pellucid: an LLM inference engine you can see through."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pellucid.core.errors import (
+        BackendError,
+        CapacityError,
+        ContextLengthError,
+        DownloadError,
+        IntegrityError,
+        InvalidRequestError,
+        ModelFileError,
+        ModelNotFoundError,
+        PellucidError,
+        QueueFullError,
+        StorageError,
+        UnsupportedModelError,
+    )
+    from pellucid.core.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenOutput
+    from pellucid.core.sampling_params import SamplingParams
+    from pellucid.engine.llm import LLM
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LLM": "pellucid.engine.llm",
+    "SamplingParams": "pellucid.core.sampling_params",
+    "CompletionOutput": "pellucid.core.outputs",
+    "Logprob": "pellucid.core.outputs",
+    "RequestMetrics": "pellucid.core.outputs",
+    "RequestOutput": "pellucid.core.outputs",
+    "TokenOutput": "pellucid.core.outputs",
+    "PellucidError": "pellucid.core.errors",
+    "InvalidRequestError": "pellucid.core.errors",
+    "ContextLengthError": "pellucid.core.errors",
+    "QueueFullError": "pellucid.core.errors",
+    "ModelNotFoundError": "pellucid.core.errors",
+    "ModelFileError": "pellucid.core.errors",
+    "UnsupportedModelError": "pellucid.core.errors",
+    "DownloadError": "pellucid.core.errors",
+    "IntegrityError": "pellucid.core.errors",
+    "StorageError": "pellucid.core.errors",
+    "BackendError": "pellucid.core.errors",
+    "CapacityError": "pellucid.core.errors",
+}
+
+__all__ = [
+    "LLM",
+    "BackendError",
+    "CapacityError",
+    "CompletionOutput",
+    "ContextLengthError",
+    "DownloadError",
+    "IntegrityError",
+    "InvalidRequestError",
+    "Logprob",
+    "ModelFileError",
+    "ModelNotFoundError",
+    "PellucidError",
+    "QueueFullError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "StorageError",
+    "TokenOutput",
+    "UnsupportedModelError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

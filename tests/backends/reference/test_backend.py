@@ -45,7 +45,7 @@ def backend(model_path: Path) -> ReferenceBackend:
     return open_backend(model_path)
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kv_cache_dtype", ["f32", "f16", "bf16"])
 def test_chunking_never_changes_a_bit(model_path: Path, kv_cache_dtype: str) -> None:
     backend = open_backend(model_path, kv_cache_dtype=kv_cache_dtype)
     expected = all_logits(backend, TOKENS)
@@ -130,7 +130,7 @@ def test_copied_blocks_carry_the_context(backend: ReferenceBackend) -> None:
 
 def test_block_bytes_are_those_of_keys_and_values(model_path: Path) -> None:
     heads_times_dim = {"llama": 2 * 16 * 2, "gemma3": 1 * 32 * 7}
-    for dtype, size in (("auto", 4), ("float32", 4), ("float16", 2), ("bfloat16", 2)):
+    for dtype, size in (("f32", 4), ("f16", 2), ("bf16", 2)):
         backend = open_backend(model_path, kv_cache_dtype=dtype)
         assert backend.kv_bytes_per_block() == 2 * 64 * size * heads_times_dim[backend.spec.architecture]
 
@@ -161,7 +161,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_cache_type_is_refused(model_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="float32, float16, bfloat16"):
+    with pytest.raises(InvalidRequestError, match="f32, f16, bf16"):
         open_backend(model_path, kv_cache_dtype="int3")
 
 
@@ -175,7 +175,7 @@ def test_a_closed_backend_refuses_work(backend: ReferenceBackend) -> None:
 
 def test_lossy_caches_stay_close_to_the_exact_one(model_path: Path) -> None:
     exact = all_logits(open_backend(model_path), TOKENS)
-    for dtype, bound in (("float16", 0.01), ("bfloat16", 0.08)):
+    for dtype, bound in (("f16", 0.01), ("bf16", 0.08)):
         error = np.abs(all_logits(open_backend(model_path, kv_cache_dtype=dtype), TOKENS) - exact).max()
         assert 0 < error < bound * np.abs(exact).max()
 

@@ -22,13 +22,13 @@ from pellucid.weights.tensor import WeightTensor
 Array = NDArray[np.float32]
 
 
-def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: str = "auto") -> ReferenceBackend:
+def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: str = "f32") -> ReferenceBackend:
     """Decode the weights of `model_file` to float32 and make them ready to run.
 
     Args:
         model_file: an open model; it may be closed afterwards.
         threads: rows of a matrix product are spread over so many; all processors where None.
-        kv_cache_dtype: "float32" ("auto"), "float16" or "bfloat16".
+        kv_cache_dtype: "f32", "f16" or "bf16".
 
     Raises:
         ModelFileError: a weight is not finite.
@@ -55,7 +55,7 @@ class ReferenceBackend:
         weights: Iterable[tuple[str, WeightTensor]],
         *,
         threads: int | None = None,
-        kv_cache_dtype: str = "auto",
+        kv_cache_dtype: str = "f32",
     ) -> None:
         self.spec = spec
         self._kv_cache = KVCache(spec, kv_cache_dtype)

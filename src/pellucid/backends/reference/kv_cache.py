@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
+from pellucid.estimate.memory import kv_bytes_per_block
 from pellucid.models.spec import ModelSpec
 from pellucid.quant.formats import BlockFormat, dequantize, quantize
 
 FORMATS = {
-    "auto": BlockFormat.F32,
-    "float32": BlockFormat.F32,
-    "float16": BlockFormat.F16,
-    "bfloat16": BlockFormat.BF16,
+    "f32": BlockFormat.F32,
+    "f16": BlockFormat.F16,
+    "bf16": BlockFormat.BF16,
 }
 
 
@@ -35,13 +35,14 @@ class KVCache:
                 f"the reference backend has no KV cache of {dtype!r}; it has {', '.join(FORMATS)}",
                 param="kv_cache_dtype",
             )
+        self._dtype = dtype
         self._format = FORMATS[dtype]
         self._spec = spec
         self._layers: list[NDArray[np.uint8]] = []
 
     @property
     def bytes_per_block(self) -> int:
-        return sum(int(np.prod(shape)) for shape in self._block_shapes())
+        return kv_bytes_per_block(self._spec, self._dtype)
 
     @property
     def num_blocks(self) -> int:

@@ -1,0 +1,43 @@
+"""Backends by name, imported only when wanted."""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pellucid.backends.base import Backend
+from pellucid.core.config import BackendConfig
+from pellucid.core.errors import BackendError
+
+if TYPE_CHECKING:
+    from pellucid.weights.loader import ModelFile
+
+_MODULES = {"cpu": "pellucid.backends.cpu.backend", "reference": "pellucid.backends.reference.backend"}
+
+
+def load_backend(model_file: ModelFile, config: BackendConfig, *, kv_cache_dtype: str) -> Backend:
+    """Load a model's weights into the backend that `config` names. "auto" warns where it has to take the slow one.
+
+    Raises:
+        BackendError: the native core was asked for and is not installed, or a backend failed to start.
+        ModelFileError, UnsupportedModelError, CapacityError: the weights cannot be loaded.
+    """
+    name = "cpu" if config.name == "auto" else config.name
+    try:
+        module = import_module(_MODULES[name])
+    except ImportError as error:
+        if config.name != "auto":
+            raise BackendError(
+                f"the {name} backend is not installed ({error}); "
+                'reinstall where a C++ compiler is found, or use backend="reference"',
+                param="backend",
+            ) from error
+        warnings.warn(
+            f"the native core is not installed ({error}): using the reference backend, which is far slower",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        module = import_module(_MODULES["reference"])
+    backend: Backend = module.load(model_file, threads=config.threads, kv_cache_dtype=kv_cache_dtype)
+    return backend

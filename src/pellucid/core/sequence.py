@@ -1,0 +1,191 @@
+"""A request as the engine carries it: a group of sequences that share a prompt."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pellucid.core.errors import PellucidError
+from pellucid.core.outputs import FinishReason, Logprob, RequestMetrics
+from pellucid.core.sampling_params import SamplingParams
+
+
+class SequenceStatus(Enum):
+    PENDING = "pending"
+    """Waits for the first sequence of its group to compute the prompt; forked from it then."""
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """One continuation of one prompt.
+
+    There is no prefill or decode state: tokens `[num_computed_tokens, num_tokens)` are still to be computed, and a
+    sequence whose last token is computed in a step has its next token chosen in that step.
+
+    Attributes:
+        token_ids: the prompt and every token generated.
+        num_computed_tokens: how many of them have their keys and values in the KV cache.
+        num_scheduled_tokens: how many more the current step computes.
+        block_table: KV blocks, by absolute block index.
+        block_digests: chained digests of the full blocks of `token_ids`, as far as computed (pellucid.kvcache).
+        num_registered_blocks: blocks of `block_table` that the prefix cache knows.
+        table_stamp: changes whenever `block_table` does; no two states of any sequences share one.
+        max_length: number of tokens at which the sequence ends with "length".
+        logprobs: one dictionary a generated token, or None.
+    """
+
+    __slots__ = (
+        "block_digests",
+        "block_table",
+        "error",
+        "finish_reason",
+        "group",
+        "index",
+        "logprobs",
+        "max_length",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "num_registered_blocks",
+        "num_scheduled_tokens",
+        "order",
+        "status",
+        "stop_reason",
+        "table_stamp",
+        "token_ids",
+    )
+
+    def __init__(self, group: SequenceGroup, index: int, max_length: int) -> None:
+        self.group = group
+        self.index = index
+        self.order = (group.priority, group.arrival_number, index)
+        self.token_ids = list(group.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.num_scheduled_tokens = 0
+        self.block_table: list[int] = []
+        self.block_digests: list[bytes] = []
+        self.num_registered_blocks = 0
+        self.table_stamp = 0
+        self.max_length = max_length
+        self.status = SequenceStatus.PENDING
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.error: PellucidError | None = None
+        self.logprobs: list[dict[int, Logprob]] | None = None if group.sampling_params.logprobs is None else []
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.group.request_id}/{self.index}, {self.status.value}, tokens={self.num_tokens}, "
+            f"computed={self.num_computed_tokens}, blocks={len(self.block_table)})"
+        )
+
+
+class SequenceGroup:
+    """One request: `n` sequences, the first of which computes the prompt for all.
+
+    Attributes:
+        seed: key of every draw of the request; the sequence's index and the token's position make the rest.
+        stop_token_ids: token ids that end a sequence, end-of-sequence tokens included unless ignored.
+        eos_token_ids: the end-of-sequence tokens among them.
+        priority: lower runs first; equal ones in order of arrival.
+        arrival_number: counts requests in order of arrival.
+        cache_salt: prefix-cache entries are shared only between requests of the same salt.
+        stream: whether each token is reported as it comes.
+        arrival_time, first_scheduled_time, first_token_time, last_token_time: seconds on the engine's clock.
+    """
+
+    __slots__ = (
+        "arrival_number",
+        "arrival_time",
+        "cache_salt",
+        "eos_token_ids",
+        "first_scheduled_time",
+        "first_token_time",
+        "is_forked",
+        "last_token_time",
+        "num_cached_tokens",
+        "num_preemptions",
+        "num_unfinished",
+        "priority",
+        "prompt",
+        "prompt_token_ids",
+        "request_id",
+        "sampling_params",
+        "seed",
+        "sequences",
+        "stop_token_ids",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        sampling_params: SamplingParams,
+        *,
+        max_model_len: int,
+        seed: int,
+        arrival_number: int,
+        arrival_time: float,
+        eos_token_ids: frozenset[int] = frozenset(),
+        prompt: str | None = None,
+        priority: int = 0,
+        cache_salt: bytes = b"",
+        stream: bool = False,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_token_ids = prompt_token_ids
+        self.sampling_params = sampling_params
+        self.seed = seed
+        self.eos_token_ids = frozenset() if sampling_params.ignore_eos else eos_token_ids
+        self.stop_token_ids = self.eos_token_ids.union(sampling_params.stop_token_ids or ())
+        self.priority = priority
+        self.arrival_number = arrival_number
+        self.cache_salt = cache_salt
+        self.stream = stream
+        self.arrival_time = arrival_time
+        self.first_scheduled_time: float | None = None
+        self.first_token_time: float | None = None
+        self.last_token_time: float | None = None
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        max_length = max_model_len
+        if sampling_params.max_tokens is not None:
+            max_length = min(max_length, len(prompt_token_ids) + sampling_params.max_tokens)
+        self.sequences = [Sequence(self, index, max_length) for index in range(sampling_params.n)]
+        self.is_forked = sampling_params.n == 1
+        self.num_unfinished = sampling_params.n
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        metrics = RequestMetrics(
+            prompt_tokens=len(self.prompt_token_ids),
+            cached_tokens=self.num_cached_tokens,
+            output_tokens=sum(sequence.num_output_tokens for sequence in self.sequences),
+            preemptions=self.num_preemptions,
+        )
+        if self.first_scheduled_time is not None:
+            metrics.queue = self.first_scheduled_time - self.arrival_time
+            if self.first_token_time is not None and self.last_token_time is not None:
+                metrics.ttft = self.first_token_time - self.arrival_time
+                metrics.prefill = self.first_token_time - self.first_scheduled_time
+                metrics.decode = self.last_token_time - self.first_token_time
+        return metrics

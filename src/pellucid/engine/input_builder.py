@@ -1,0 +1,113 @@
+"""From a plan to the arrays a backend reads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pellucid.core.batch import ForwardBatch, SamplingBatch
+from pellucid.core.config import num_blocks_for
+from pellucid.core.sequence import Sequence
+
+
+class InputBuilder:
+    """Fills one set of arrays again and again, writing only what changed since the last step.
+
+    A batch it returns is valid until the next call.
+    """
+
+    def __init__(self, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -> None:
+        self._input_ids = np.zeros(max_num_batched_tokens, np.int32)
+        self._positions = np.zeros(max_num_batched_tokens, np.int32)
+        self._cu_seqlens = np.zeros(max_num_seqs + 1, np.int32)
+        self._kv_lens = np.zeros(max_num_seqs, np.int32)
+        self._logits_rows = np.zeros(max_num_seqs, np.int32)
+        self._block_tables = np.full((max_num_seqs, num_blocks_for(max_model_len)), -1, np.int32)
+        self._table_stamps = [0] * max_num_seqs  # what each row of block_tables holds
+        self._decode_batches: dict[int, ForwardBatch] = {}
+
+        self._temperature = np.zeros(max_num_seqs, np.float32)
+        self._top_k = np.zeros(max_num_seqs, np.int32)
+        self._top_p = np.zeros(max_num_seqs, np.float32)
+        self._min_p = np.zeros(max_num_seqs, np.float32)
+        self._seed = np.zeros(max_num_seqs, np.uint64)
+        self._sequence_index = np.zeros(max_num_seqs, np.uint32)
+        self._position = np.zeros(max_num_seqs, np.uint32)
+        self._num_logprobs = np.zeros(max_num_seqs, np.int32)
+        self._sampled: list[Sequence] = []
+        self._sampling_batch: SamplingBatch | None = None
+
+    def build(self, sequences: list[Sequence], num_logits: int) -> ForwardBatch:
+        """The forward batch of `sequences`, each with its `num_scheduled_tokens` next tokens.
+
+        Logits are asked for at the last token of every sequence that is computed to the end; where its group is yet to
+        fork, once for each sibling. `num_logits` is how many that makes.
+        """
+        input_ids: list[int] = []
+        positions: list[int] = []
+        kv_lens: list[int] = []
+        cu_seqlens: list[int] = [0]
+        logits_rows: list[int] = []
+        for row, sequence in enumerate(sequences):
+            begin = sequence.num_computed_tokens
+            end = begin + sequence.num_scheduled_tokens
+            input_ids += sequence.token_ids[begin:end]
+            positions += range(begin, end)
+            kv_lens.append(end)
+            cu_seqlens.append(len(input_ids))
+            if end == len(sequence.token_ids):
+                rows = 1 if sequence.group.is_forked else len(sequence.group.sequences)
+                logits_rows += [len(input_ids) - 1] * rows
+            if self._table_stamps[row] != sequence.table_stamp:
+                table = sequence.block_table
+                self._block_tables[row, : len(table)] = table
+                self._block_tables[row, len(table) :] = -1
+                self._table_stamps[row] = sequence.table_stamp
+        num_tokens, num_seqs = len(input_ids), len(sequences)
+        self._input_ids[:num_tokens] = input_ids
+        self._positions[:num_tokens] = positions
+        self._cu_seqlens[: num_seqs + 1] = cu_seqlens
+        self._kv_lens[:num_seqs] = kv_lens
+        self._logits_rows[:num_logits] = logits_rows
+        if num_tokens == num_seqs == num_logits:  # one token each: the views are those of the last such step
+            batch = self._decode_batches.get(num_seqs)
+            if batch is None:
+                batch = self._decode_batches[num_seqs] = self._view(num_tokens, num_seqs, num_logits)
+            return batch
+        return self._view(num_tokens, num_seqs, num_logits)
+
+    def build_sampling(self, samples: list[Sequence]) -> SamplingBatch:
+        """How to choose the next token of each of `samples`."""
+        num_rows = len(samples)
+        if self._sampling_batch is None or samples != self._sampled:
+            params = [sequence.group.sampling_params for sequence in samples]
+            self._temperature[:num_rows] = [p.temperature for p in params]
+            self._top_k[:num_rows] = [p.top_k for p in params]
+            self._top_p[:num_rows] = [p.top_p for p in params]
+            self._min_p[:num_rows] = [p.min_p for p in params]
+            self._seed[:num_rows] = np.array([sequence.group.seed for sequence in samples], np.uint64)
+            self._sequence_index[:num_rows] = [sequence.index for sequence in samples]
+            self._num_logprobs[:num_rows] = [-1 if p.logprobs is None else p.logprobs for p in params]
+            self._sampling_batch = SamplingBatch(
+                temperature=self._temperature[:num_rows],
+                top_k=self._top_k[:num_rows],
+                top_p=self._top_p[:num_rows],
+                min_p=self._min_p[:num_rows],
+                seed=self._seed[:num_rows],
+                sequence_index=self._sequence_index[:num_rows],
+                position=self._position[:num_rows],
+                num_logprobs=self._num_logprobs[:num_rows],
+            )
+            self._sampled = samples
+        # A sibling yet to be forked stands where the first of its group does: both know the same tokens.
+        self._position[:num_rows] = [len(sequence.token_ids) for sequence in samples]
+        return self._sampling_batch
+
+    def _view(self, num_tokens: int, num_seqs: int, num_logits: int) -> ForwardBatch:
+        return ForwardBatch(
+            input_ids=self._input_ids[:num_tokens],
+            positions=self._positions[:num_tokens],
+            cu_seqlens=self._cu_seqlens[: num_seqs + 1],
+            kv_lens=self._kv_lens[:num_seqs],
+            block_tables=self._block_tables[:num_seqs],
+            logits_rows=self._logits_rows[:num_logits],
+        )

@@ -1,0 +1,427 @@
+"""A model, ready to answer: the class that most programs need."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as ListLike
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.backends.registry import load_backend
+from pellucid.core.config import (
+    BackendConfig,
+    BackendName,
+    CacheConfig,
+    EngineConfig,
+    KVCacheDtype,
+    ModelConfig,
+    SchedulerConfig,
+)
+from pellucid.core.errors import BackendError, InvalidRequestError
+from pellucid.core.outputs import RequestOutput, TokenOutput
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.core.trace import TraceSink
+from pellucid.engine.interrupts import DeferInterrupt
+from pellucid.engine.llm_engine import LLMEngine, Prompt
+from pellucid.engine.output_processor import StepOutput
+from pellucid.engine.progress import GenerateProgress
+from pellucid.estimate.memory import decide_kv_capacity, free_memory
+from pellucid.models.spec import ModelSpec
+from pellucid.tokenizer.tokenizer import Tokenizer
+from pellucid.weights.catalog import resolve
+from pellucid.weights.loader import open_model
+
+if TYPE_CHECKING:
+    from pellucid.weights.cache import Progress
+
+Message: TypeAlias = dict[str, Any]
+PromptLike: TypeAlias = str | list[int]
+Inbox: TypeAlias = deque[TokenOutput | RequestOutput]
+
+
+class LLM:
+    """One model, loaded. A context manager; safe to use from several threads, whose requests then share the batch.
+
+    Attributes:
+        config: what was asked for.
+        model_path: the model file.
+        spec: what the model computes.
+        tokenizer: text to token ids and back.
+        backend_name: which backend runs it.
+        max_model_len: most tokens of a prompt and its continuation together.
+        num_kv_blocks: KV blocks of 64 tokens.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        threads: int | None = None,
+        max_model_len: int | None = None,
+        seed: int | None = None,
+        backend: BackendName = "auto",
+        kv_cache_dtype: KVCacheDtype = "bf16",
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+        kv_cache_memory: int | None = None,
+        enable_prefix_caching: bool = True,
+        progress: Progress | None = None,
+        trace: TraceSink | None = None,
+    ) -> None:
+        """Find, fetch where needed, and load a model.
+
+        Args:
+            model: a catalog name, the path of a GGUF file, or `hf:org/repo[:file]`.
+            threads: threads that compute; None lets the backend choose.
+            max_model_len: most tokens of a prompt and its continuation together; None takes the model's own limit, or
+                what the KV cache holds where that is less.
+            seed: from which requests without a seed draw theirs, by order of arrival; None takes the operating system's
+                entropy.
+            backend: "cpu" (the native core), "reference" (numpy, slow), or "auto": the native core where installed.
+            kv_cache_dtype: how keys and values are stored.
+            max_num_seqs: most sequences in one step.
+            max_num_batched_tokens: most tokens in one step; a longer prefill is cut into chunks.
+            kv_cache_memory: bytes for the KV cache; None takes up to half of the memory that is free once the weights
+                are loaded. It is taken from the system only as it fills.
+            enable_prefix_caching: let prompts that begin alike share what was computed.
+            progress: called while the model is fetched.
+            trace: told of every step and request.
+
+        Raises:
+            InvalidRequestError: an argument is out of range; `param` names it.
+            ModelNotFoundError, DownloadError, IntegrityError, StorageError: the model cannot be had.
+            ModelFileError, UnsupportedModelError: it cannot be used.
+            CapacityError: it does not fit in memory, or `max_model_len` not in the KV cache.
+            BackendError: the backend is not available on this machine.
+        """
+        self.config = EngineConfig(
+            ModelConfig(str(model), max_model_len, seed),
+            CacheConfig(kv_cache_dtype, kv_cache_memory, enable_prefix_caching),
+            SchedulerConfig(max_num_seqs, max_num_batched_tokens),
+            BackendConfig(backend, threads),
+        )
+        self.model_path = resolve(str(model), progress=progress)
+        with open_model(self.model_path) as model_file, ThreadPoolExecutor(1) as executor:
+            self.spec: ModelSpec = model_file.spec
+            tokenizer = executor.submit(Tokenizer.from_gguf, model_file.metadata)  # beside the weights, not after them
+            self._backend = load_backend(model_file, self.config.backend, kv_cache_dtype=kv_cache_dtype)
+            try:
+                self.tokenizer: Tokenizer = tokenizer.result()
+                self._engine = self._build_engine(trace)
+            except BaseException:
+                self._backend.close()
+                raise
+        self._lock = threading.RLock()
+        self._inboxes: dict[str, tuple[Inbox, bool]] = {}  # where replies go, and whether they are streamed
+        self._dropped: deque[str] = deque()  # streams that nobody holds any more
+        self._num_requests = 0
+        self._closed = False
+
+    def _build_engine(self, trace: TraceSink | None) -> LLMEngine:
+        config = self.config
+        capacity = decide_kv_capacity(
+            bytes_per_block=self._backend.kv_bytes_per_block(),
+            model_max_len=self.spec.max_position_embeddings,
+            max_model_len=config.model.max_model_len,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            kv_cache_memory=config.cache.memory,
+            free_memory=free_memory(),
+        )
+        self._backend.allocate_kv_cache(capacity.num_blocks)
+        self.backend_name = self._backend.name
+        self.num_kv_blocks = capacity.num_blocks
+        self.max_model_len = capacity.max_model_len
+        return LLMEngine(
+            self._backend,
+            self.tokenizer,
+            config.scheduler,
+            num_blocks=capacity.num_blocks,
+            max_model_len=capacity.max_model_len,
+            enable_prefix_caching=config.cache.enable_prefix_caching,
+            seed=config.model.seed,
+            trace=trace,
+        )
+
+    def generate(
+        self,
+        prompts: PromptLike | ListLike[PromptLike],
+        sampling_params: SamplingParams | ListLike[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continue prompts, many at once.
+
+        Args:
+            prompts: text, or a list of token ids, or a list of these.
+            sampling_params: one for all, or one for each prompt; None is SamplingParams().
+            progress: show a progress bar on standard error.
+
+        Returns:
+            One output a prompt, in order.
+
+        Raises:
+            InvalidRequestError: a prompt or a parameter is not valid; nothing was computed.
+            ContextLengthError: a prompt leaves no room for a token; nothing was computed.
+            BackendError: computing one of them failed; the others were aborted.
+        """
+        prompt_list = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        return self._run_all(prompt_list, sampling_params, progress)  # type: ignore[arg-type]
+
+    def chat(
+        self,
+        messages: ListLike[Message] | ListLike[ListLike[Message]],
+        sampling_params: SamplingParams | ListLike[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer conversations, many at once, through the model's chat template.
+
+        Args:
+            messages: mappings with `role` and `content`, or a list of such conversations.
+            sampling_params, progress: as in `generate`.
+
+        Returns:
+            One output a conversation, in order.
+
+        Raises:
+            InvalidRequestError: also where the model has no chat template or it refuses the messages.
+            As `generate`.
+        """
+        conversations = [messages] if _is_one_conversation(messages) else list(messages)
+        prompts: list[PromptLike] = [self.tokenizer.apply_chat_template(conversation) for conversation in conversations]  # type: ignore[arg-type]
+        return self._run_all(prompts, sampling_params, progress)
+
+    def stream(
+        self, prompt: PromptLike | ListLike[Message], sampling_params: SamplingParams | None = None
+    ) -> TokenStream:
+        """Continue one prompt or answer one conversation, token by token. Closing the iterator aborts the request.
+
+        Args:
+            prompt: text, token ids, or messages with `role` and `content`.
+            sampling_params: None is SamplingParams().
+
+        Yields:
+            One TokenOutput a token; the last one has `request_output`, the whole answer.
+
+        Raises:
+            InvalidRequestError, ContextLengthError: at once, before the first token is asked for.
+            BackendError: from the iterator, if computing fails.
+        """
+        if _is_one_conversation(prompt):
+            prompt = self.tokenizer.apply_chat_template(prompt)  # type: ignore[arg-type]
+        inbox: Inbox = deque()
+        with self._exclusive():
+            request_id = self._add(prompt, sampling_params or SamplingParams(), inbox, stream=True)  # type: ignore[arg-type]
+        return TokenStream(self, request_id, inbox)
+
+    def logits(self, token_ids: ListLike[int]) -> NDArray[np.float32]:
+        """What the model expects after each token: float32 [len(token_ids), vocab_size], for evaluation.
+
+        Raises:
+            InvalidRequestError: no token, or a token id out of the vocabulary.
+            ContextLengthError: more tokens than the context holds.
+            CapacityError: the result does not fit in memory.
+            BackendError: the backend failed.
+        """
+        with self._exclusive():
+            return self._engine.logits(token_ids)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Abort what runs and free weights, KV cache and threads. Further calls raise BackendError."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for request_id in list(self._inboxes):
+                    self._abort(request_id)
+                self._backend.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run_all(
+        self,
+        prompts: list[PromptLike],
+        sampling_params: SamplingParams | ListLike[SamplingParams] | None,
+        progress: bool,
+    ) -> list[RequestOutput]:
+        params = _one_each(sampling_params, len(prompts))
+        prepared = [self._prepare(prompt, index, len(prompts)) for index, prompt in enumerate(prompts)]
+        replies: list[RequestOutput | None] = [None] * len(prompts)
+        index_of: dict[str, int] = {}
+        inbox: Inbox = deque()
+        begun = 0
+        max_ahead = 2 * self.config.scheduler.max_num_seqs
+        try:
+            with GenerateProgress(len(prompts), progress) as bar:
+                while len(index_of) or begun < len(prompts):
+                    with self._exclusive():
+                        while begun < len(prompts) and len(index_of) < max_ahead:
+                            index_of[self._add(prepared[begun], params[begun], inbox)] = begun
+                            begun += 1
+                        if not inbox:
+                            self._step()
+                    while inbox:
+                        reply = inbox.popleft()
+                        assert isinstance(reply, RequestOutput)
+                        if reply.error is not None:
+                            raise reply.error
+                        replies[index_of.pop(reply.request_id)] = reply
+                        bar.update(reply, self._engine)
+        finally:
+            with self._exclusive(closing=True):
+                for request_id in index_of:
+                    self._abort(request_id)
+        return [reply for reply in replies if reply is not None]
+
+    @contextmanager
+    def _exclusive(self, *, closing: bool = False) -> Iterator[None]:
+        """The engine to oneself, and no Ctrl-C inside.
+
+        Raises:
+            BackendError: the LLM is closed (unless `closing`).
+        """
+        with self._lock, DeferInterrupt():
+            if self._closed and not closing:
+                raise BackendError("this LLM is closed")
+            while self._dropped:
+                self._abort(self._dropped.popleft())
+            yield
+
+    def _prepare(self, prompt: PromptLike, index: int, count: int) -> Prompt:
+        try:
+            return self._engine.prepare(prompt)
+        except InvalidRequestError as error:
+            if count == 1:
+                raise
+            raise type(error)(f"prompt {index} of {count}: {error.message}", param=error.param) from None
+
+    def _add(
+        self, prompt: PromptLike | Prompt, sampling_params: SamplingParams, inbox: Inbox, *, stream: bool = False
+    ) -> str:
+        request_id = f"request-{self._num_requests}"
+        self._engine.add_request(request_id, prompt, sampling_params, stream=stream)
+        self._num_requests += 1
+        self._inboxes[request_id] = (inbox, stream)
+        return request_id
+
+    def _step(self) -> None:
+        self._deliver(self._engine.step())
+
+    def _abort(self, request_id: str) -> None:
+        output = self._engine.abort(request_id)
+        if output is not None:
+            self._deliver(output)
+
+    def _deliver(self, output: StepOutput) -> None:
+        for token in output.tokens:
+            self._inboxes[token.request_id][0].append(token)
+        for reply in output.finished:
+            inbox, stream = self._inboxes.pop(reply.request_id)
+            if not stream:  # else it came with the last token
+                inbox.append(reply)
+
+
+class TokenStream:
+    """The tokens of one streamed request, as an iterator and a context manager. Closing it, or letting go of it, aborts
+    the request.
+
+    Attributes:
+        request_id: the request's name within the engine.
+        request_output: the whole answer, once the last token has been read or the stream closed; None before.
+    """
+
+    def __init__(self, llm: LLM, request_id: str, inbox: Inbox) -> None:
+        self.request_id = request_id
+        self.request_output: RequestOutput | None = None
+        self._llm = llm
+        self._inbox = inbox
+        self._finished = False
+
+    def __iter__(self) -> TokenStream:
+        return self
+
+    def __next__(self) -> TokenOutput:
+        """Raises PellucidError if the request failed, StopIteration after its last token."""
+        if self._finished:
+            raise StopIteration
+        while not self._inbox:
+            with self._llm._exclusive():
+                if not self._inbox:
+                    self._llm._step()
+        token = self._take()
+        assert token is not None
+        if self._finished and self.request_output is not None and self.request_output.error is not None:
+            raise self.request_output.error
+        return token
+
+    def close(self) -> None:
+        """Abort the request, if it is not finished; what it had answered is in `request_output`."""
+        if not self._finished:
+            with self._llm._exclusive(closing=True):
+                self._llm._abort(self.request_id)
+            while not self._finished and self._inbox:
+                self._take()
+            self._finished = True
+
+    def _take(self) -> TokenOutput:
+        token = self._inbox.popleft()
+        assert isinstance(token, TokenOutput)
+        if token.request_output is not None:
+            self.request_output = token.request_output
+            self._finished = True
+        return token
+
+    def __enter__(self) -> TokenStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._finished:  # perhaps in the middle of a step: only leave a note
+            self._llm._dropped.append(self.request_id)
+
+
+def _is_one_prompt(prompts: object) -> bool:
+    if isinstance(prompts, str):
+        return True
+    if isinstance(prompts, np.ndarray):
+        return prompts.ndim == 1
+    if not isinstance(prompts, (list, tuple)):
+        raise InvalidRequestError(
+            f"prompts must be text, token ids, or a list of these, not {type(prompts).__name__}", param="prompts"
+        )
+    return bool(prompts) and isinstance(prompts[0], (int, np.integer))
+
+
+def _is_one_conversation(messages: object) -> bool:
+    return isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], Mapping)
+
+
+def _one_each(sampling_params: SamplingParams | ListLike[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if sampling_params is None:
+        sampling_params = SamplingParams()
+    if isinstance(sampling_params, SamplingParams):
+        return [sampling_params] * count
+    params = list(sampling_params)
+    if len(params) != count:
+        raise InvalidRequestError(
+            f"there are {count} prompts and {len(params)} sampling_params: give one, or one for each prompt",
+            param="sampling_params",
+        )
+    return params

@@ -1,0 +1,393 @@
+"""The engine: requests in, steps, replies out. One thread at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.backends.base import Backend
+from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
+from pellucid.core.config import SchedulerConfig, num_blocks_for
+from pellucid.core.errors import (
+    BackendError,
+    CapacityError,
+    ContextLengthError,
+    InvalidRequestError,
+    PellucidError,
+)
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.core.sequence import Sequence, SequenceGroup
+from pellucid.core.trace import RequestAdded, RequestFinished, SequencePreempted, StepDone, TraceSink
+from pellucid.core.validation import check_integer, shown
+from pellucid.engine.input_builder import InputBuilder
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.output_processor import OutputProcessor, StepOutput
+from pellucid.engine.scheduler import Plan, Scheduler
+from pellucid.kvcache.cache_manager import CacheManager
+from pellucid.tokenizer.tokenizer import Tokenizer
+
+MAX_SALT_CHARACTERS = 1024
+LOGITS_CHUNK = 128
+"""Tokens a step of `LLMEngine.logits` computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that was checked. `text` is None where token ids were given."""
+
+    text: str | None
+    token_ids: list[int]
+
+
+class LLMEngine:
+    """Continuous batching over one backend.
+
+    Attributes:
+        scheduler: who runs and who waits.
+        max_model_len: most tokens of a prompt and its continuation together.
+        trace: who is told of every step; None for nobody.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        config: SchedulerConfig,
+        *,
+        num_blocks: int,
+        max_model_len: int,
+        enable_prefix_caching: bool = True,
+        seed: int | None = None,
+        trace: TraceSink | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        """
+        Args:
+            backend: loaded, with `num_blocks` KV blocks allocated.
+            seed: from which requests without a seed draw theirs; None takes the operating system's entropy.
+            clock: seconds, monotonic.
+
+        Raises:
+            CapacityError: `num_blocks` does not hold one sequence of `max_model_len` tokens.
+        """
+        if num_blocks < num_blocks_for(max_model_len):
+            raise CapacityError(
+                f"{num_blocks} KV blocks hold {num_blocks * BLOCK_SIZE} tokens; a sequence may have {max_model_len}",
+                param="max_model_len",
+            )
+        self.max_model_len = max_model_len
+        self.trace = trace
+        self.scheduler = Scheduler(config, CacheManager(num_blocks, enable_prefix_caching=enable_prefix_caching))
+        self._config = config
+        self._backend = backend
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._seed = seed
+        self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
+        self._output_processor = OutputProcessor(tokenizer, self.scheduler)
+        self._model_runner = ModelRunner(
+            backend,
+            InputBuilder(
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+                max_model_len=max_model_len,
+            ),
+        )
+        self._groups: dict[str, SequenceGroup] = {}
+        self._num_added = 0
+
+    # Requests
+
+    def prepare(self, prompt: str | list[int]) -> Prompt:
+        """Turn a prompt into token ids and check them.
+
+        Raises:
+            InvalidRequestError: it is empty, of the wrong type, or has a token id out of the vocabulary.
+            ContextLengthError: it leaves no room for a token.
+        """
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InvalidRequestError("the prompt is empty: give at least one character", param="prompt")
+            checked = Prompt(prompt, self._tokenizer.encode(prompt))
+        else:
+            checked = Prompt(None, _checked_token_ids(prompt, self._backend.spec.vocab_size))
+        num_tokens = len(checked.token_ids)
+        if num_tokens == 0:
+            raise InvalidRequestError("the prompt is empty: give at least one token", param="prompt")
+        if num_tokens >= self.max_model_len:
+            raise ContextLengthError(
+                f"the prompt has {num_tokens} tokens and needs room for one more, "
+                f"but the context holds {self.max_model_len} tokens (max_model_len)",
+                param="prompt",
+            )
+        return checked
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: str | list[int] | Prompt,
+        sampling_params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        stream: bool = False,
+    ) -> None:
+        """Queue a request; `step` gives its replies.
+
+        Args:
+            request_id: not in use by another unfinished request.
+            prompt: text, token ids, or what `prepare` made of them.
+            priority: lower runs first, within -2^31 .. 2^31 - 1.
+            cache_salt: prefix-cache entries are shared only between requests of the same salt.
+            stream: report each token as it comes.
+
+        Raises:
+            InvalidRequestError: something about it cannot be served; `param` names it. Nothing was queued.
+            ContextLengthError: the prompt leaves no room for a token.
+            QueueFullError: too many requests wait already.
+        """
+        if request_id in self._groups:
+            raise InvalidRequestError(f"request_id {request_id!r} is in use", param="request_id")
+        if not isinstance(sampling_params, SamplingParams):
+            raise InvalidRequestError("sampling_params must be a SamplingParams", param="sampling_params")
+        priority = check_integer("priority", priority, -(2**31), 2**31 - 1)
+        if not isinstance(cache_salt, str) or len(cache_salt) > MAX_SALT_CHARACTERS:
+            raise InvalidRequestError(
+                f"cache_salt must be a string of up to {MAX_SALT_CHARACTERS} characters", param="cache_salt"
+            )
+        if sampling_params.n > self._config.max_num_seqs:
+            raise InvalidRequestError(
+                f"n is {sampling_params.n}, but at most {self._config.max_num_seqs} sequences run (max_num_seqs)",
+                param="n",
+            )
+        vocab_size = self._backend.spec.vocab_size
+        for token_id in sampling_params.stop_token_ids or ():
+            if token_id >= vocab_size:
+                raise InvalidRequestError(
+                    f"stop_token_ids has {token_id}, but the vocabulary has ids 0 to {vocab_size - 1}",
+                    param="stop_token_ids",
+                )
+        if not isinstance(prompt, Prompt):
+            prompt = self.prepare(prompt)
+        group = SequenceGroup(
+            request_id,
+            prompt.token_ids,
+            sampling_params,
+            max_model_len=self.max_model_len,
+            seed=self._request_seed(sampling_params),
+            arrival_number=self._num_added,
+            arrival_time=self._clock(),
+            eos_token_ids=self._eos_token_ids,
+            prompt=prompt.text,
+            priority=priority,
+            cache_salt=cache_salt.encode("utf-8", "surrogatepass"),
+            stream=stream,
+        )
+        self.scheduler.add(group)
+        self._num_added += 1
+        self._groups[request_id] = group
+        if self.trace is not None:
+            self.trace.emit(RequestAdded(request_id, len(prompt.token_ids), group.arrival_time))
+
+    def abort(self, request_id: str) -> StepOutput | None:
+        """End a request now; its terminal reply, or None if there is no such unfinished request."""
+        group = self._groups.get(request_id)
+        if group is None:
+            return None
+        output = StepOutput()
+        self._output_processor.finish_early(group, self.scheduler.finish_group(group, "abort"), output)
+        self._close(output)
+        return output
+
+    def has_unfinished(self) -> bool:
+        return bool(self._groups)
+
+    # Steps
+
+    def step(self) -> StepOutput:
+        """Compute one batch; tell of every token chosen for a streamed request and of every request that ended.
+
+        Never raises for what a request or the backend did: that is in the replies.
+        """
+        start = self._clock()
+        plan = self.scheduler.schedule(start)
+        scheduled = self._clock()
+        output = StepOutput()
+        self._refuse_expired(plan, output)
+        self._compute(plan, output)
+        self._close(output)
+        if self.trace is not None:
+            self._tell(self.trace, plan, start, scheduled)
+        return output
+
+    def logits(self, token_ids: list[int]) -> NDArray[np.float32]:
+        """What the model expects after each token: float32 [len(token_ids), vocab_size].
+
+        Computed in chunks, without the prefix cache; running sequences give way where their blocks are needed.
+
+        Raises:
+            InvalidRequestError: no token, or a token id out of the vocabulary.
+            ContextLengthError: more tokens than the context holds.
+            CapacityError: the result does not fit in memory.
+            BackendError: the backend failed, or gave logits that are not finite.
+        """
+        token_ids = _checked_token_ids(token_ids, self._backend.spec.vocab_size)
+        num_tokens = len(token_ids)
+        if num_tokens == 0:
+            raise InvalidRequestError("token_ids is empty: give at least one", param="token_ids")
+        if num_tokens > self.max_model_len:
+            raise ContextLengthError(
+                f"there are {num_tokens} tokens, but the context holds {self.max_model_len} (max_model_len)",
+                param="token_ids",
+            )
+        shape = (num_tokens, self._backend.spec.vocab_size)
+        try:
+            logits = np.empty(shape, np.float32)
+        except MemoryError:
+            raise CapacityError(
+                f"logits {shape} in float32 take {4 * shape[0] * shape[1]:,} bytes, more than there are"
+            ) from None
+        group = SequenceGroup(
+            "logits",
+            token_ids,
+            SamplingParams(),
+            max_model_len=self.max_model_len,
+            seed=0,
+            arrival_number=self._num_added,
+            arrival_time=self._clock(),
+        )
+        sequence = group.sequences[0]
+        try:
+            while sequence.num_computed_tokens < num_tokens:
+                begin = sequence.num_computed_tokens
+                end = min(num_tokens, begin + LOGITS_CHUNK)
+                while not self.scheduler.cache.allocate(sequence, end - begin):
+                    if not self.scheduler.preempt_last():
+                        raise CapacityError(f"no KV blocks for {num_tokens} tokens", param="token_ids")
+                logits[begin:end] = self._backend.forward(_chunk(sequence, begin, end)).logits
+                sequence.num_computed_tokens = end
+        finally:
+            self.scheduler.cache.free(sequence)
+        return logits
+
+    def _compute(self, plan: Plan, output: StepOutput) -> None:
+        if not plan.sequences:
+            return
+        try:
+            self._model_runner.copy_blocks(plan.copies)
+            plan.copies = []
+            sampled = self._model_runner.execute(plan.sequences, plan.samples)
+        except Exception as error:
+            self._recover(plan, error, output)
+            return
+        token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
+        self.scheduler.postprocess(plan, token_ids)
+        if sampled is not None:
+            self._output_processor.process(plan.samples, token_ids, sampled, self._clock(), output)
+
+    def _recover(self, plan: Plan, error: Exception, output: StepOutput) -> None:
+        """A step failed. Whoever fails alone too fails for good; the others, whose bits do not depend on it, go on."""
+        if len(plan.sequences) > 1 and not plan.copies:
+            for sequence in plan.sequences:
+                if not sequence.is_finished:
+                    self._compute(Plan([sequence], _samples_of(sequence, plan)), output)
+            return
+        failure = error if isinstance(error, PellucidError) else BackendError(f"the step failed: {error!r}")
+        failure.__cause__ = None if failure is error else error
+        for sequence in plan.sequences:
+            ended = self.scheduler.finish_group(sequence.group, "error", error=failure)
+            if ended:
+                self._output_processor.finish_early(sequence.group, ended, output)
+
+    def _refuse_expired(self, plan: Plan, output: StepOutput) -> None:
+        for group in dict.fromkeys(sequence.group for sequence in plan.expired):
+            ended = [sequence for sequence in plan.expired if sequence.group is group]
+            self._output_processor.finish_early(group, ended, output)
+
+    def _close(self, output: StepOutput) -> None:
+        """Forget the requests that ended; with the last one, every block must have come back."""
+        for reply in output.finished:
+            del self._groups[reply.request_id]
+            if self.trace is not None:
+                reasons = tuple(completion.finish_reason for completion in reply.outputs)
+                self.trace.emit(RequestFinished(reply.request_id, reasons, reply.metrics))
+        if output.finished and not self._groups:
+            self.scheduler.check_idle()
+
+    def _tell(self, trace: TraceSink, plan: Plan, start: float, scheduled: float) -> None:
+        for sequence in plan.preempted:
+            trace.emit(SequencePreempted(sequence.group.request_id, sequence.index, sequence.num_tokens))
+        pool, times = self.scheduler.cache.pool, self._model_runner.times
+        schedule = scheduled - start + times.build
+        trace.emit(
+            StepDone(
+                num_scheduled_tokens=plan.num_tokens,
+                num_sequences=len(plan.sequences),
+                num_sampled_tokens=len(plan.samples),
+                num_running=len(self.scheduler.running),
+                num_waiting=len(self.scheduler.waiting),
+                free_blocks=pool.num_free,
+                cached_blocks=pool.num_cached,
+                used_blocks=pool.num_used,
+                schedule=schedule,
+                forward=times.forward,
+                sample=times.sample,
+                postprocess=max(0.0, self._clock() - start - schedule - times.forward - times.sample),
+            )
+        )
+
+    def _request_seed(self, sampling_params: SamplingParams) -> int:
+        if sampling_params.seed is not None:
+            return sampling_params.seed
+        if self._seed is None:
+            return int.from_bytes(os.urandom(8), "little")
+        numbers = self._seed.to_bytes(8, "little") + self._num_added.to_bytes(8, "little")
+        return int.from_bytes(sha256(b"pellucid request seed\0" + numbers).digest()[:8], "little")
+
+
+def _samples_of(sequence: Sequence, plan: Plan) -> list[Sequence]:
+    group = sequence.group
+    if group.is_forked:
+        return [sequence] if sequence in plan.samples else []
+    return [sample for sample in plan.samples if sample.group is group]
+
+
+def _checked_token_ids(token_ids: object, vocab_size: int) -> list[int]:
+    """`token_ids` as a list of ints in the vocabulary.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    if isinstance(token_ids, np.ndarray):
+        token_ids = token_ids.tolist()
+    if not isinstance(token_ids, (list, tuple)):
+        raise InvalidRequestError(
+            f"a prompt must be text or a list of token ids, not {type(token_ids).__name__}", param="prompt"
+        )
+    checked = [int(token_id) if isinstance(token_id, np.integer) else token_id for token_id in token_ids]
+    for token_id in checked:
+        if type(token_id) is not int:
+            raise InvalidRequestError(f"a token id must be an integer, not {shown(token_id)}", param="prompt")
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequestError(
+                f"token id {shown(token_id)} is not in the vocabulary, which has ids 0 to {vocab_size - 1}",
+                param="prompt",
+            )
+    return checked
+
+
+def _chunk(sequence: Sequence, begin: int, end: int) -> ForwardBatch:
+    return ForwardBatch(
+        input_ids=np.array(sequence.token_ids[begin:end], np.int32),
+        positions=np.arange(begin, end, dtype=np.int32),
+        cu_seqlens=np.array([0, end - begin], np.int32),
+        kv_lens=np.array([end], np.int32),
+        block_tables=np.array([sequence.block_table], np.int32),
+        logits_rows=np.arange(end - begin, dtype=np.int32),
+    )

@@ -1,0 +1,89 @@
+"""Runs a step on a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.backends.base import Backend
+from pellucid.core.batch import SampledTokens, SamplingBatch
+from pellucid.core.sequence import Sequence
+from pellucid.decoding.sampler import raw_logprobs
+from pellucid.engine.input_builder import InputBuilder
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """Seconds the last step spent: `build` in making arrays, `forward` in the model, `sample` in choosing tokens."""
+
+    build: float = 0.0
+    forward: float = 0.0
+    sample: float = 0.0
+
+
+class ModelRunner:
+    """One forward call and one sampling call a step, both on arrays that are reused.
+
+    Attributes:
+        times: of the last `execute`.
+    """
+
+    def __init__(self, backend: Backend, input_builder: InputBuilder) -> None:
+        self.times = StepTimes()
+        self._backend = backend
+        self._input_builder = input_builder
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copy KV blocks, in order; `copies` are (source, destination) pairs.
+
+        Raises:
+            BackendError: the backend failed.
+        """
+        if copies:
+            self._backend.copy_blocks(np.array(copies, np.int32))
+
+    def execute(self, sequences: list[Sequence], samples: list[Sequence]) -> SampledTokens | None:
+        """Compute the scheduled tokens of `sequences`; choose the next token of each of `samples`, None without any.
+
+        Raises:
+            BackendError: the backend failed, or gave logits that are not finite.
+        """
+        times = self.times
+        start = perf_counter()
+        batch = self._input_builder.build(sequences, len(samples))
+        sampling = self._input_builder.build_sampling(samples) if samples else None
+        built = perf_counter()
+        logits = self._backend.forward(batch).logits
+        computed = perf_counter()
+        sampled = None if sampling is None else self._sample(logits, samples, sampling)
+        times.build, times.forward, times.sample = built - start, computed - built, perf_counter() - computed
+        return sampled
+
+    def _sample(self, logits: NDArray[np.float32], samples: list[Sequence], sampling: SamplingBatch) -> SampledTokens:
+        barred = [
+            row
+            for row, sequence in enumerate(samples)
+            if (minimum := sequence.group.sampling_params.min_tokens) and sequence.num_output_tokens < minimum
+        ]
+        if not barred:
+            return self._backend.sample(logits, sampling)
+        allowed = logits.copy()
+        for row in barred:
+            allowed[row, list(samples[row].group.stop_token_ids)] = -np.inf
+        chosen = self._backend.sample(allowed, sampling)
+        if (sampling.num_logprobs < 0).all():
+            return chosen
+        return _with_raw_logprobs(chosen, self._backend.sample(logits, sampling), logits, sampling)
+
+
+def _with_raw_logprobs(
+    chosen: SampledTokens, raw: SampledTokens, logits: NDArray[np.float32], sampling: SamplingBatch
+) -> SampledTokens:
+    """`chosen` with the log-probabilities that the model itself gives, barred tokens included."""
+    logprobs = chosen.logprobs.copy()
+    for row in np.flatnonzero(sampling.num_logprobs >= 0):
+        logprobs[row] = raw_logprobs(logits[row], chosen.token_ids[row : row + 1].astype(np.intp))[0]
+    return replace(chosen, logprobs=logprobs, top_ids=raw.top_ids, top_logprobs=raw.top_logprobs)

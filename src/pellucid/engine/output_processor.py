@@ -1,0 +1,129 @@
+"""From chosen tokens to text, stop strings and replies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pellucid.core.batch import SampledTokens
+from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
+from pellucid.core.sequence import Sequence, SequenceGroup
+from pellucid.engine.scheduler import Scheduler
+from pellucid.engine.text import SequenceText
+from pellucid.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What a step has to tell.
+
+    Attributes:
+        tokens: one for each token chosen for a streamed request, in order.
+        finished: the terminal reply of every request that ended.
+    """
+
+    tokens: list[TokenOutput] = field(default_factory=list)
+    finished: list[RequestOutput] = field(default_factory=list)
+
+
+class OutputProcessor:
+    """Carries the text of every sequence, ends those whose stop string came, and writes the replies."""
+
+    def __init__(self, tokenizer: Tokenizer, scheduler: Scheduler) -> None:
+        self._tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._texts: dict[Sequence, SequenceText] = {}
+
+    def process(
+        self, samples: list[Sequence], token_ids: list[int], sampled: SampledTokens, now: float, output: StepOutput
+    ) -> None:
+        """Take in the tokens chosen for `samples` at `now`, after the scheduler did; add what there is to tell."""
+        ended: dict[SequenceGroup, TokenOutput | None] = {}
+        for row, (sequence, token_id) in enumerate(zip(samples, token_ids, strict=True)):
+            group = sequence.group
+            if group.first_token_time is None:
+                group.first_token_time = now
+            group.last_token_time = now
+            logprobs = None
+            if sequence.logprobs is not None:
+                logprobs = self._logprobs(sequence, token_id, sampled, row)
+                sequence.logprobs.append(logprobs)
+            delta = self._advance(sequence, token_id)
+            token = None
+            if group.stream:
+                token = TokenOutput(
+                    group.request_id,
+                    sequence.index,
+                    token_id,
+                    delta,
+                    logprobs,
+                    sequence.finish_reason,
+                    sequence.stop_reason,
+                )
+                output.tokens.append(token)
+            if group.num_unfinished == 0:
+                ended[group] = token
+        for group, token in ended.items():  # only now have all of a group's sequences had their say
+            reply = self._reply(group)
+            output.finished.append(reply)
+            if token is not None:
+                token.request_output = reply
+
+    def finish_early(self, group: SequenceGroup, sequences: list[Sequence], output: StepOutput) -> None:
+        """Add the terminal reply of a group whose last `sequences` ended without a token: refused, failed, aborted."""
+        token = None
+        for sequence in sequences:
+            text = self._texts.get(sequence)
+            delta = "" if text is None else text.finish()
+            if group.stream:
+                token = TokenOutput(group.request_id, sequence.index, None, delta, None, sequence.finish_reason)
+                output.tokens.append(token)
+        reply = self._reply(group)
+        output.finished.append(reply)
+        if token is not None:
+            token.request_output = reply
+
+    def _advance(self, sequence: Sequence, token_id: int) -> str:
+        """The text that `token_id` releases; ends the sequence if it completes a stop string."""
+        text = self._texts.get(sequence)
+        if text is None:
+            text = self._texts[sequence] = SequenceText(sequence.group.sampling_params, self._tokenizer)
+        delta = text.push(token_id, stopped=sequence.finish_reason == "stop")
+        if sequence.is_finished:
+            delta += text.finish()
+        if text.stop_string is not None:
+            self._scheduler.finish(sequence, "stop")
+            sequence.finish_reason, sequence.stop_reason = "stop", text.stop_string
+        return delta
+
+    def _logprobs(self, sequence: Sequence, token_id: int, sampled: SampledTokens, row: int) -> dict[int, Logprob]:
+        count = sequence.group.sampling_params.logprobs or 0
+        top_ids = sampled.top_ids[row, :count].tolist()
+        top_logprobs = sampled.top_logprobs[row, :count].tolist()
+        rank = top_ids.index(token_id) + 1 if token_id in top_ids else None
+        logprobs = {token_id: Logprob(float(sampled.logprobs[row]), rank, self._token_text(token_id))}
+        for index, (top_id, logprob) in enumerate(zip(top_ids, top_logprobs, strict=True)):
+            if top_id >= 0 and top_id != token_id:
+                logprobs[top_id] = Logprob(logprob, index + 1, self._token_text(top_id))
+        return logprobs
+
+    def _token_text(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
+    def _reply(self, group: SequenceGroup) -> RequestOutput:
+        outputs = []
+        error = None
+        for sequence in group.sequences:
+            text = self._texts.pop(sequence, None)
+            assert sequence.finish_reason is not None
+            outputs.append(
+                CompletionOutput(
+                    sequence.index,
+                    "" if text is None else text.text,
+                    sequence.output_token_ids,
+                    sequence.finish_reason,
+                    sequence.stop_reason,
+                    sequence.logprobs,
+                )
+            )
+            error = error or sequence.error
+        return RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, outputs, group.metrics, error)

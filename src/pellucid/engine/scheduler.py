@@ -1,0 +1,283 @@
+"""What to compute next. Plain data in, a plan out; knows nothing of backends, text or clocks."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass, field
+
+from pellucid.core.config import SchedulerConfig, num_blocks_for
+from pellucid.core.errors import PellucidError, QueueFullError
+from pellucid.core.outputs import FinishReason
+from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
+from pellucid.kvcache.block_pool import CacheIntegrityError
+from pellucid.kvcache.cache_manager import CacheManager
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.order
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step.
+
+    Attributes:
+        sequences: who computes; each its next `num_scheduled_tokens` tokens.
+        num_tokens: how many tokens that makes.
+        samples: whose next token is chosen: those of `sequences` that this step computes to the end, in that order.
+            The first sequence of a group that is yet to fork stands there with all its siblings.
+        copies: (source, destination) KV blocks to copy first, in order.
+        preempted: who had to give way since the last step.
+        expired: whose group waited too long and is ended, refused.
+    """
+
+    sequences: list[Sequence] = field(default_factory=list)
+    samples: list[Sequence] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    expired: list[Sequence] = field(default_factory=list)
+    num_tokens: int = 0
+
+
+class Scheduler:
+    """Continuous batching under one rule.
+
+    Each step computes min(budget, num_tokens - num_computed_tokens) tokens of every running sequence, in order of
+    (priority, arrival), where the budget of each leaves one token for every sequence after it. Prefill, chunked
+    prefill, decode and recompute after preemption are all this rule, and none of them can starve another.
+
+    `running` and `waiting` are always in that order. When blocks run out, the last running sequence is preempted: its
+    blocks go back (the full ones stay findable) and it waits to be computed again. A waiting sequence is admitted only
+    when the blocks for all its tokens are there beside what those running still need, or when nothing runs; one of
+    strictly better priority pushes out the last of the running.
+    """
+
+    def __init__(self, config: SchedulerConfig, cache: CacheManager) -> None:
+        self.config = config
+        self.cache = cache
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self._num_slots = 0
+        self._preempted: list[Sequence] = []
+
+    def has_unfinished(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, group: SequenceGroup) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFullError: the waiting queue is at its limit.
+        """
+        limit = self.config.max_waiting
+        if limit is not None and len(self.waiting) >= limit:
+            raise QueueFullError(f"{len(self.waiting)} requests are waiting, which is the limit; try again later")
+        self._wait(group.sequences[0])
+
+    def schedule(self, now: float = 0.0) -> Plan:
+        """Decide the next step at `now` (seconds on the clock of `arrival_time`) and take the blocks it needs."""
+        plan = Plan()
+        if self.waiting:
+            self._expire(now, plan)
+            self._admit(now)
+        budget = self.config.max_num_batched_tokens
+        running = self.running
+        index = 0
+        while index < len(running):
+            sequence = running[index]
+            num_remaining = sequence.num_tokens - sequence.num_computed_tokens
+            num_new = min(num_remaining, budget - (len(running) - index - 1))
+            if not self._allocate(sequence, num_new):
+                break
+            sequence.num_scheduled_tokens = num_new
+            budget -= num_new
+            plan.sequences.append(sequence)
+            if num_new == num_remaining:
+                if sequence.group.is_forked:
+                    plan.samples.append(sequence)
+                else:
+                    plan.samples.extend(sequence.group.sequences)
+            index += 1
+        plan.num_tokens = self.config.max_num_batched_tokens - budget
+        plan.copies = self.cache.take_copies()
+        plan.preempted, self._preempted = self._preempted, []
+        return plan
+
+    def postprocess(self, plan: Plan, token_ids: list[int]) -> None:
+        """Take in a step that was computed.
+
+        Args:
+            plan: what was scheduled.
+            token_ids: the token chosen for each of `plan.samples`.
+        """
+        commit = self.cache.commit
+        for sequence in plan.sequences:
+            sequence.num_computed_tokens += sequence.num_scheduled_tokens
+            sequence.num_scheduled_tokens = 0
+            commit(sequence)
+        for sequence in plan.samples:
+            if not sequence.group.is_forked:
+                self._fork(sequence.group)
+        for sequence, token_id in zip(plan.samples, token_ids, strict=True):
+            sequence.token_ids.append(token_id)
+            group = sequence.group
+            if token_id in group.stop_token_ids and sequence.num_output_tokens > group.sampling_params.min_tokens:
+                is_eos = token_id in group.eos_token_ids
+                self.finish(sequence, "stop", stop_reason=None if is_eos else token_id)
+            elif len(sequence.token_ids) >= sequence.max_length:
+                self.finish(sequence, "length")
+
+    def finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        stop_reason: int | str | None = None,
+        error: PellucidError | None = None,
+    ) -> None:
+        """End a sequence between two steps, whatever its state, and give back its blocks. No effect on ended ones."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return
+        if sequence.status is SequenceStatus.RUNNING:
+            self._remove(self.running, sequence)
+            self._num_slots -= self._slots(sequence)
+            self.cache.free(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self._remove(self.waiting, sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+        sequence.stop_reason = stop_reason
+        sequence.error = error
+        sequence.num_scheduled_tokens = 0
+        sequence.group.num_unfinished -= 1
+
+    def finish_group(
+        self, group: SequenceGroup, reason: FinishReason, *, error: PellucidError | None = None
+    ) -> list[Sequence]:
+        """End every sequence of a request that has not ended yet; return those, by index."""
+        unfinished = [sequence for sequence in group.sequences if not sequence.is_finished]
+        for sequence in reversed(unfinished):  # the first last: it holds the places of those yet to fork
+            self.finish(sequence, reason, error=error)
+        return unfinished
+
+    def preempt_last(self) -> bool:
+        """Put the last running sequence back to wait; False if nothing runs."""
+        if not self.running:
+            return False
+        sequence = self.running.pop()
+        self._num_slots -= self._slots(sequence)
+        self.cache.free(sequence)
+        sequence.group.num_preemptions += 1
+        self._wait(sequence)
+        self._preempted.append(sequence)
+        return True
+
+    def check_idle(self) -> None:
+        """With nothing to do, nothing may be held. O(1).
+
+        Raises:
+            CacheIntegrityError: a block or a place in the batch has leaked.
+        """
+        if self.has_unfinished() or self._num_slots or self.cache.pool.num_used:
+            raise CacheIntegrityError(
+                f"idle with {len(self.running)} running, {len(self.waiting)} waiting, {self._num_slots} places and "
+                f"{self.cache.pool.num_used} blocks held"
+            )
+
+    def check_integrity(self) -> None:
+        """Check queues and cache against each other, in full.
+
+        Raises:
+            CacheIntegrityError: a queue is out of order or counts wrong, or the block books do not balance.
+        """
+        for queue, status in ((self.running, SequenceStatus.RUNNING), (self.waiting, SequenceStatus.WAITING)):
+            if queue != sorted(queue, key=_order) or any(sequence.status is not status for sequence in queue):
+                raise CacheIntegrityError(f"the {status.value} queue is out of order")
+        if any(sequence.block_table for sequence in self.waiting):
+            raise CacheIntegrityError("a waiting sequence holds blocks")
+        if not self._num_slots == sum(map(self._slots, self.running)) <= self.config.max_num_seqs:
+            raise CacheIntegrityError(f"{self._num_slots} places counted for {self.running}")
+        self.cache.check_integrity(self.running)
+
+    @staticmethod
+    def _slots(sequence: Sequence) -> int:
+        """Places in a batch: a sequence yet to fork keeps those of its siblings."""
+        return 1 if sequence.group.is_forked else len(sequence.group.sequences)
+
+    def _wait(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.WAITING
+        insort(self.waiting, sequence, key=_order)
+
+    @staticmethod
+    def _remove(queue: list[Sequence], sequence: Sequence) -> None:
+        del queue[bisect_left(queue, sequence.order, key=_order)]
+
+    def _expire(self, now: float, plan: Plan) -> None:
+        limit = self.config.max_queue_seconds
+        if limit is None:
+            return
+        for sequence in [waiting for waiting in self.waiting if waiting.group.first_scheduled_time is None]:
+            waited = now - sequence.group.arrival_time
+            if waited > limit:
+                error = QueueFullError(
+                    f"waited {waited:.1f} s to be scheduled; the limit is {limit:g} s; try again later"
+                )
+                plan.expired += self.finish_group(sequence.group, "error", error=error)
+
+    def _admit(self, now: float) -> None:
+        while self.waiting:
+            head = self.waiting[0]
+            if not self._has_budget(head):
+                return
+            blocks = self.cache.match(head)
+            while not self._has_room(head, blocks):
+                if not self.running or self.running[-1].group.priority <= head.group.priority:
+                    return
+                self.preempt_last()
+                blocks = self.cache.match(head)
+            self._remove(self.waiting, head)
+            self.cache.adopt(head, blocks)
+            if head.group.first_scheduled_time is None:
+                head.group.first_scheduled_time = now
+                head.group.num_cached_tokens = head.num_computed_tokens
+            head.status = SequenceStatus.RUNNING
+            insort(self.running, head, key=_order)
+            self._num_slots += self._slots(head)
+
+    def _has_budget(self, head: Sequence) -> bool:
+        """Whether a step's tokens reach `head` after those that go before it."""
+        claimed = 0
+        for sequence in self.running:
+            claimed += sequence.num_tokens - sequence.num_computed_tokens if sequence.order < head.order else 1
+        return claimed < self.config.max_num_batched_tokens
+
+    def _has_room(self, head: Sequence, blocks: list[int]) -> bool:
+        """Whether a place, and blocks for all of `head` beside what the running still need, are there."""
+        if self._num_slots + self._slots(head) > self.config.max_num_seqs:
+            return False
+        if not self.running:
+            return True
+        cache = self.cache
+        cached = sum(1 for block in blocks if cache.pool.ref_count(block) > 0)
+        needed = num_blocks_for(head.num_tokens) - cached + 1  # and one each to grow into
+        for sequence in self.running:
+            needed += num_blocks_for(sequence.num_tokens) - len(sequence.block_table) + 1
+        return needed <= cache.num_available
+
+    def _allocate(self, sequence: Sequence, num_new_tokens: int) -> bool:
+        """Blocks for the next tokens of a running sequence, at the cost of the last; False if it was the last."""
+        while not self.cache.allocate(sequence, num_new_tokens):
+            if self.running[-1] is sequence:
+                self.preempt_last()
+                return False
+            self.preempt_last()
+        return True
+
+    def _fork(self, group: SequenceGroup) -> None:
+        """Let the siblings go on from where the first sequence has just computed the prompt, in its places."""
+        first, *siblings = group.sequences
+        for sibling in siblings:
+            self.cache.fork(first, sibling)
+            sibling.status = SequenceStatus.RUNNING
+            insort(self.running, sibling, key=_order)
+        group.is_forked = True

@@ -1,0 +1,63 @@
+"""The text of a sequence as its tokens come."""
+
+from __future__ import annotations
+
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.decoding.stop import StopMatcher
+from pellucid.tokenizer.detokenizer import IncrementalDetokenizer
+from pellucid.tokenizer.tokenizer import Tokenizer
+
+
+class SequenceText:
+    """Tokens in, text released out.
+
+    Attributes:
+        stop_string: the stop string that was found, or None.
+    """
+
+    __slots__ = ("_detokenizer", "_include_stop", "_matcher", "_min_tokens", "_num_tokens", "_pieces", "stop_string")
+
+    def __init__(self, params: SamplingParams, tokenizer: Tokenizer) -> None:
+        self.stop_string: str | None = None
+        self._pieces: list[str] = []
+        self._num_tokens = 0
+        self._min_tokens = params.min_tokens
+        self._include_stop = params.include_stop_str_in_output
+        self._detokenizer = None
+        if params.detokenize:
+            self._detokenizer = IncrementalDetokenizer(
+                tokenizer, skip_special_tokens=params.skip_special_tokens, continuation=True
+            )
+        stop = params.stop_strings
+        self._matcher = StopMatcher(stop, include_stop=params.include_stop_str_in_output) if stop else None
+
+    @property
+    def text(self) -> str:
+        """All that was released."""
+        return "".join(self._pieces)
+
+    def push(self, token_id: int, *, stopped: bool) -> str:
+        """Take the next token; `stopped` if the sequence ended because of it. Text that is now certain."""
+        self._num_tokens += 1
+        if self._detokenizer is None or (stopped and not self._include_stop):
+            return ""
+        return self._release(self._detokenizer.push(token_id))
+
+    def finish(self) -> str:
+        """The sequence is over: text that was held back."""
+        if self._detokenizer is None or self.stop_string is not None:
+            return ""
+        text = self._release(self._detokenizer.flush())
+        if self._matcher is not None and self.stop_string is None:
+            held = self._matcher.flush()
+            self._pieces.append(held)
+            text += held
+        return text
+
+    def _release(self, text: str) -> str:
+        if self._matcher is not None and self._num_tokens > self._min_tokens:
+            text = self._matcher.push(text)
+            self.stop_string = self._matcher.matched
+        if text:
+            self._pieces.append(text)
+        return text

@@ -1,0 +1,126 @@
+"""How much memory things take. The only formula for the size of the KV cache is here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import num_blocks_for
+from pellucid.core.errors import CapacityError, InvalidRequestError
+from pellucid.models.spec import ModelSpec
+
+KV_MEMORY_SHARE = 0.5
+"""Share of the memory that is free once the weights are loaded that the KV cache may take by default."""
+
+_BYTES_PER_VALUE = {"bf16": 2, "f16": 2, "f32": 4}
+
+
+def kv_bytes_per_block(spec: ModelSpec, kv_cache_dtype: str) -> int:
+    """Bytes of one KV block: keys and values of 64 tokens in every layer.
+
+    Raises:
+        InvalidRequestError: no such dtype.
+    """
+    size = _BYTES_PER_VALUE.get(kv_cache_dtype)
+    if size is None:
+        raise InvalidRequestError(
+            f"kv_cache_dtype must be one of {', '.join(_BYTES_PER_VALUE)}, not {kv_cache_dtype!r}",
+            param="kv_cache_dtype",
+        )
+    heads = (layer.attention.num_key_value_heads * layer.attention.head_dim for layer in spec.layers)
+    return 2 * BLOCK_SIZE * size * sum(heads)
+
+
+class KVCapacity(NamedTuple):
+    """What was decided, for `num_blocks` blocks of which one sequence uses at most `max_model_len` tokens."""
+
+    num_blocks: int
+    max_model_len: int
+
+
+def decide_kv_capacity(
+    *,
+    bytes_per_block: int,
+    model_max_len: int,
+    max_model_len: int | None,
+    max_num_seqs: int,
+    kv_cache_memory: int | None,
+    free_memory: int,
+) -> KVCapacity:
+    """How many KV blocks to have, and how long a sequence may be.
+
+    The budget is `kv_cache_memory`, else `KV_MEMORY_SHARE` of `free_memory` (bytes); never more blocks than
+    `max_num_seqs` sequences of full length use. Without `max_model_len` a sequence may be as long as the model allows
+    and the budget holds.
+
+    Raises:
+        InvalidRequestError: `max_model_len` is beyond what the model was made for.
+        CapacityError: the budget does not hold one sequence of `max_model_len`, or not one block.
+    """
+    if max_model_len is not None and max_model_len > model_max_len:
+        raise InvalidRequestError(
+            f"max_model_len is {max_model_len}, but this model was made for at most {model_max_len} tokens",
+            param="max_model_len",
+        )
+    budget = kv_cache_memory if kv_cache_memory is not None else int(KV_MEMORY_SHARE * free_memory)
+    affordable = budget // bytes_per_block
+    source = "kv_cache_memory" if kv_cache_memory is not None else f"{KV_MEMORY_SHARE:.0%} of the free memory"
+    if affordable < 1:
+        raise CapacityError(
+            f"{source} is {budget:,} bytes, but one KV block of {BLOCK_SIZE} tokens takes {bytes_per_block:,}",
+            param="kv_cache_memory",
+        )
+    if max_model_len is None:
+        max_model_len = min(model_max_len, affordable * BLOCK_SIZE)
+    needed = num_blocks_for(max_model_len)
+    if needed > affordable:
+        raise CapacityError(
+            f"max_model_len {max_model_len} needs {needed * bytes_per_block:,} bytes of KV cache, but {source} is "
+            f"{budget:,}, enough for {affordable * BLOCK_SIZE} tokens",
+            param="max_model_len",
+        )
+    return KVCapacity(min(affordable, max_num_seqs * needed), max_model_len)
+
+
+def free_memory() -> int:
+    """Bytes a process can still take without swapping: what the system has, or what its control group leaves."""
+    free = _system_free_memory()
+    for limit_file, usage_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limit, usage = _read_integer(limit_file), _read_integer(usage_file)
+        if limit is not None and usage is not None:
+            return max(0, min(free, limit - usage + _reclaimable_memory()))
+    return free
+
+
+def _system_free_memory() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE")) // 2
+
+
+def _reclaimable_memory() -> int:
+    """File pages that a control group counts as used but would give up."""
+    for path in ("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"):
+        try:
+            for line in Path(path).read_text().splitlines():
+                if line.startswith(("inactive_file ", "total_inactive_file ")):
+                    return int(line.split()[1])
+        except OSError:
+            continue
+    return 0
+
+
+def _read_integer(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # absent, or "max"
+        return None
