@@ -1,0 +1,232 @@
+"""From text without added tokens to ids, for the two kinds of vocabulary that GGUF files hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.core.errors import InvalidRequestError, ModelFileError
+from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, merge_symbols
+from pellucid.tokenizer.pre_tokenizers import PreTokenizer
+from pellucid.tokenizer.vocabulary import SPACE_SYMBOL, TokenType, Vocabulary, parse_byte_token
+
+
+class TextEncoder(Protocol):
+    """What a `Tokenizer` needs of an encoder."""
+
+    def prepare(self, text: str) -> str:
+        """Rewrites `text` character by character, before added tokens are looked for. Idempotent."""
+
+    def encode(self, text: str, *, at_start: bool) -> list[int]:
+        """Ids of a stretch of prepared text between added tokens; `at_start` if it opens the whole text."""
+
+    def prepare_bulk(self) -> None:
+        """Builds now what makes long texts quick."""
+
+
+class ByteLevelEncoder:
+    """Byte-level BPE (Radford et al., 2019): merges by rank over the bytes of pre-tokenized words.
+
+    A byte that has no token of its own gives no id, as in the `tokenizers` library and llama.cpp. (SmolLM2 lacks six
+    control characters, and bytes that occur only beyond U+3FFFF.)
+
+    Args:
+        merges: "left right" pairs, first merged first.
+
+    Raises:
+        ModelFileError: a merge is not a pair.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, merges: Sequence[str], pre_tokenizer: PreTokenizer) -> None:
+        if merges and " ".join(merges).count(" ") != 2 * len(merges) - 1:
+            wrong = next(merge for merge in merges if merge.count(" ") != 1)
+            raise ModelFileError(
+                f"the merge {wrong!r} is not two tokens with a space between", param="tokenizer.ggml.merges"
+            )
+        self._vocabulary = vocabulary
+        self._merges = merges
+        self._pre_tokenizer = pre_tokenizer
+        self._ranks = dict(zip(merges, range(len(merges)), strict=True))
+        self._bpe = BytePairEncoder(pre_tokenizer.compile(), self._encode_piece, self._build_bulk)
+
+    def prepare(self, text: str) -> str:
+        return text
+
+    def encode(self, text: str, *, at_start: bool) -> list[int]:
+        return self._bpe.encode(text)
+
+    def prepare_bulk(self) -> None:
+        self._bpe.prepare_bulk()
+
+    def _pair_rank(self, left: str, right: str) -> int | None:
+        return self._ranks.get(f"{left} {right}")
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        ids = self._vocabulary.normal_ids
+        if self._pre_tokenizer.ignore_merges and piece in ids:
+            return [ids[piece]]
+        symbols = merge_symbols([character for character in piece if character in ids], self._pair_rank)
+        try:
+            return [ids[symbol] for symbol in symbols]
+        except KeyError as error:
+            raise ModelFileError(
+                f"the merges build {error.args[0]!r}, which is not a token", param="tokenizer.ggml.merges"
+            ) from None
+
+    def _build_bulk(self) -> Callable[[str], list[int]]:
+        from tokenizers import Tokenizer, models
+
+        pairs = [(left, right) for left, right in (merge.split(" ") for merge in self._merges)]
+        try:
+            model = models.BPE(self._vocabulary.normal_ids, pairs, ignore_merges=self._pre_tokenizer.ignore_merges)
+        except Exception as error:
+            raise ModelFileError(
+                f"the merges do not fit the vocabulary: {error}", param="tokenizer.ggml.merges"
+            ) from None
+        tokenizer = Tokenizer(model)
+        tokenizer.pre_tokenizer = self._pre_tokenizer.build()
+        return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+class SentencePieceEncoder:
+    """SentencePiece BPE (Kudo & Richardson, 2018): the pair whose merged piece scores highest goes first.
+
+    What has no token is spelled in BYTE tokens, or is the unknown token where there are none.
+
+    Args:
+        scores: float32 [vocab_size].
+        add_space_prefix: each stretch of text is taken as if a space stood before it.
+        remove_extra_whitespaces: spaces at both ends go, and runs of spaces count as one.
+        unknown_token_id: the token of what cannot be spelled.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        scores: NDArray[np.float32],
+        *,
+        add_space_prefix: bool,
+        remove_extra_whitespaces: bool,
+        unknown_token_id: int | None,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._ranks = np.ascontiguousarray(-scores, dtype=np.float32).data
+        self._add_space_prefix = add_space_prefix
+        self._remove_extra_whitespaces = remove_extra_whitespaces
+        self._unknown_token_id = unknown_token_id
+        byte_tokens = vocabulary.ids_of_type(TokenType.BYTE)
+        by_byte = {parse_byte_token(vocabulary.tokens[token_id]): token_id for token_id in byte_tokens}
+        self._byte_ids = [by_byte[byte] for byte in range(256)] if len(by_byte) == 256 else None
+        crossing = _characters_before_space(vocabulary.tokens)
+        self._word_pattern = _word_pattern([re.escape(character) for character in crossing])
+        self._library_word_pattern = _word_pattern([f"\\x{{{ord(character):x}}}" for character in crossing])
+        self._bpe = BytePairEncoder(re.compile(self._word_pattern).findall, self._encode_piece, self._build_bulk)
+
+    def prepare(self, text: str) -> str:
+        return text.replace(" ", SPACE_SYMBOL)
+
+    def encode(self, text: str, *, at_start: bool) -> list[int]:
+        if self._remove_extra_whitespaces:
+            text = re.sub(f"{SPACE_SYMBOL}+", SPACE_SYMBOL, text.strip(SPACE_SYMBOL))
+        if not text:
+            return []
+        return self._bpe.encode(SPACE_SYMBOL + text if self._add_space_prefix else text)
+
+    def prepare_bulk(self) -> None:
+        self._bpe.prepare_bulk()
+
+    def _pair_rank(self, left: str, right: str) -> float | None:
+        token_id = self._vocabulary.normal_ids.get(left + right)
+        return None if token_id is None else self._ranks[token_id]
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        normal_ids = self._vocabulary.normal_ids
+        ids: list[int] = []
+        unknown = False  # adjacent unknown symbols are one token
+        for symbol in merge_symbols(list(piece), self._pair_rank):
+            token_id = normal_ids.get(symbol)
+            if token_id is not None:
+                ids.append(token_id)
+            elif self._byte_ids is not None:
+                ids += [self._byte_ids[byte] for byte in symbol.encode()]
+            elif self._unknown_token_id is None:
+                raise InvalidRequestError(
+                    f"this vocabulary cannot spell {symbol!r}: it has neither byte tokens nor an unknown token",
+                    param="prompt",
+                )
+            elif not unknown:
+                ids.append(self._unknown_token_id)
+            unknown = token_id is None
+        return ids
+
+    def _build_bulk(self) -> Callable[[str], list[int]] | None:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+        ids = self._vocabulary.normal_ids
+        merges = self._derive_merges()
+        if merges is None or self._unknown_token_id is None:
+            return None
+        extra = [self._unknown_token_id, *(self._byte_ids or ())]
+        tokens = self._vocabulary.tokens
+        model = models.BPE(
+            ids | {tokens[token_id]: token_id for token_id in extra},
+            merges,
+            unk_token=tokens[self._unknown_token_id],
+            fuse_unk=True,
+            byte_fallback=self._byte_ids is not None,
+        )
+        tokenizer = Tokenizer(model)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(self._library_word_pattern), behavior="isolated")
+        return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _derive_merges(self) -> list[tuple[str, str]] | None:
+        """The list of merges that gives what the scores give, or None if no list does.
+
+        Every split of a token into two tokens is a merge, ranked by the token's score. Which of the splits of one
+        token comes first makes no difference: in any context a token is only ever built the way it is built on its
+        own. Equal scores are another matter, since SentencePiece then takes the leftmost pair, and a list has no
+        equals. They occur for runs of one character (Llama 2's spaces), where the longest left part first comes to
+        the same.
+        """
+        ids = self._vocabulary.normal_ids
+        if not set("".join(ids)) <= ids.keys():
+            return None  # a merge could start from a character that is not a token, which a list cannot say
+        ranked = sorted(ids, key=lambda token: (self._ranks[ids[token]], -len(token)))
+        for token, successor in pairwise(ranked):
+            if (
+                self._ranks[ids[token]] == self._ranks[ids[successor]]
+                and len(successor) > 1
+                and len(set(token + successor)) > 1
+            ):
+                return None
+        return [
+            (token[:cut], token[cut:])
+            for token in ranked
+            for cut in range(len(token) - 1, 0, -1)
+            if token[:cut] in ids and token[cut:] in ids
+        ]
+
+
+def _characters_before_space(tokens: Sequence[str]) -> list[str]:
+    """Characters that some token holds right before U+2581: the only places where a merge crosses a word's start."""
+    joined = "\0".join(tokens)
+    text = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
+    before, after = text[:-1], text[1:]
+    found = set(np.unique(before[after == ord(SPACE_SYMBOL)]).tolist()) - {ord(SPACE_SYMBOL)}
+    if joined.count("\0") == len(tokens) - 1:  # no token holds the separator
+        found.discard(0)
+    return [chr(code) for code in sorted(found)]
+
+
+def _word_pattern(crossing: Sequence[str]) -> str:
+    """A word is a run of U+2581 and what follows up to the next; it goes on across one of the `crossing` characters."""
+    space = SPACE_SYMBOL
+    if not crossing:
+        return f"{space}*[^{space}]+|{space}+"
+    further = f"(?:(?<=[{''.join(crossing)}]){space}+[^{space}]*)*"
+    return f"{space}*[^{space}]+{further}|{space}+"

@@ -1,0 +1,264 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from pellucid.core.errors import InvalidRequestError
+from pellucid.tokenizer.added_tokens import AddedTokenMatcher
+from pellucid.tokenizer.encoders import TextEncoder
+from pellucid.tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from pellucid.tokenizer.chat_template import ChatTemplate
+
+
+class Tokenizer:
+    """A model's tokenizer. Made by `from_gguf` or `from_file`; safe to use from several threads.
+
+    Attributes:
+        bos_token_id, eos_token_id, unknown_token_id, padding_token_id: None where the model has none.
+        eos_token_ids: every id that ends generation (end of text, of turn, of message).
+        special_ids: ids that stand for no text.
+        chat_template: Jinja source, or None.
+        strips_leading_space: decoding takes one space off the front, which encoding put there.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        encoder: TextEncoder,
+        added_tokens: AddedTokenMatcher,
+        *,
+        prefix_ids: Sequence[int] = (),
+        suffix_ids: Sequence[int] = (),
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        eos_token_ids: Iterable[int] = (),
+        unknown_token_id: int | None = None,
+        padding_token_id: int | None = None,
+        chat_template: str | None = None,
+        strips_leading_space: bool = False,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._encoder = encoder
+        self._added_tokens = added_tokens
+        self._prefix_ids = list(prefix_ids)
+        self._suffix_ids = list(suffix_ids)
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.unknown_token_id = unknown_token_id
+        self.padding_token_id = padding_token_id
+        self.chat_template = chat_template
+        self.strips_leading_space = strips_leading_space
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
+        """From the metadata of a GGUF file (the `tokenizer.*` keys of the GGUF specification).
+
+        Raises:
+            ModelFileError: a field is missing or malformed.
+            UnsupportedModelError: another kind of vocabulary or pre-tokenizer.
+        """
+        from pellucid.tokenizer.loader import tokenizer_from_gguf
+
+        return tokenizer_from_gguf(metadata)
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> Tokenizer:
+        """From a `tokenizer.json`, and the `tokenizer_config.json` and `chat_template.jinja` beside it, if they are.
+
+        Raises:
+            ModelNotFoundError: no such file.
+            ModelFileError: the file is malformed.
+            UnsupportedModelError: a pipeline other than byte-level or SentencePiece-style BPE.
+        """
+        from pellucid.tokenizer.tokenizer_json import tokenizer_from_file
+
+        return tokenizer_from_file(path)
+
+    # Vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._vocabulary)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self._vocabulary.special_ids
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `token_id` stands for no text. Raises InvalidRequestError if it is not in the vocabulary."""
+        self._vocabulary.check_id(token_id)
+        return token_id in self._vocabulary.special_ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token; a character may be spread over several. Raises InvalidRequestError out of range."""
+        return self._vocabulary.token_bytes(token_id)
+
+    def id_to_token(self, token_id: int) -> str:
+        """The token as the vocabulary spells it. Raises InvalidRequestError if out of range."""
+        self._vocabulary.check_id(token_id)
+        return self._vocabulary.tokens[token_id]
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it, or None."""
+        return self._vocabulary.find(token)
+
+    # Encoding
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+        """Ids of `text`.
+
+        Args:
+            add_special_tokens: adds BOS and EOS where the model wants them.
+            parse_special: special tokens spelled out in `text` count as such; else they are plain text.
+
+        Raises:
+            InvalidRequestError: `text` is not a string, or holds a lone surrogate.
+        """
+        check_text(text)
+        ids = self._prefix_ids.copy() if add_special_tokens else []
+        self._append_text(ids, text, parse_special=parse_special, at_start=True)
+        if add_special_tokens:
+            ids += self._suffix_ids
+        return ids
+
+    def encode_batch(
+        self, texts: Iterable[str], *, add_special_tokens: bool = True, parse_special: bool = False
+    ) -> list[list[int]]:
+        """`encode` of each text."""
+        return [self.encode(text, add_special_tokens=add_special_tokens, parse_special=parse_special) for text in texts]
+
+    def prepare_bulk(self) -> None:
+        """Builds now what makes long texts quick, as a server should; `encode` does so itself after enough text."""
+        self._encoder.prepare_bulk()
+
+    def _append_text(self, ids: list[int], text: str, *, parse_special: bool, at_start: bool) -> None:
+        text = self._encoder.prepare(text)
+        position = 0
+        for match in self._added_tokens.matches(text, parse_special=parse_special):
+            if match.start > position:
+                ids += self._encoder.encode(text[position : match.start], at_start=at_start and position == 0)
+            ids.append(match.token.token_id)
+            position = match.end
+        if position < len(text):
+            ids += self._encoder.encode(text[position:], at_start=at_start and position == 0)
+
+    # Decoding
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
+        """Text of `ids`. Bytes that are not UTF-8 become U+FFFD, one for each maximal subpart (Unicode 3.9, D93b).
+
+        Args:
+            skip_special_tokens: tokens that stand for no text give none.
+            continuation: the text goes on after other text, so a leading space stays where it would be stripped.
+
+        Raises:
+            InvalidRequestError: an id is out of range.
+        """
+        skip = self.special_ids if skip_special_tokens else frozenset()
+        token_bytes = self._vocabulary.token_bytes
+        text = b"".join([token_bytes(token_id) for token_id in ids if token_id not in skip]).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.strips_leading_space and not continuation else text
+
+    # Chat
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        from pellucid.tokenizer.chat_template import ChatTemplate
+
+        if self.chat_template is None:
+            raise InvalidRequestError(
+                "this model has no chat template (it is a base model, not tuned for chat); "
+                "give it text to continue instead: `pellucid generate`, or LLM.generate",
+                param="messages",
+            )
+
+        def token(token_id: int | None) -> str | None:
+            return None if token_id is None else self._vocabulary.tokens[token_id]
+
+        return ChatTemplate(
+            self.chat_template,
+            bos_token=token(self.bos_token_id),
+            eos_token=token(self.eos_token_id),
+            unk_token=token(self.unknown_token_id),
+            pad_token=token(self.padding_token_id),
+        )
+
+    def render_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **template_kwargs: object,
+    ) -> str:
+        """The text that `apply_chat_template` encodes. Same arguments and errors."""
+        return self._template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_kwargs
+        )
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **template_kwargs: object,
+    ) -> list[int]:
+        """Ids of a conversation, as the model's chat template writes it.
+
+        Special tokens take effect where the template writes them. The same characters in a message or a tool stay
+        text, so nothing a user writes can end a turn or start another.
+
+        Args:
+            messages: mappings with `role` and `content` (text, or parts of type "text").
+            add_generation_prompt: ends with the opening of an assistant turn.
+            tools: JSON-schema descriptions of functions, for templates that offer them.
+            template_kwargs: see `chat_template.TEMPLATE_KWARGS`.
+
+        Raises:
+            InvalidRequestError: no template, malformed messages, or the template refuses them.
+            ModelFileError: the template itself is faulty or exceeds its budget.
+        """
+        marked = self._template.render_marked(
+            messages,
+            [token.text for token in self._added_tokens.special],
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            **template_kwargs,
+        )
+        text = self._encoder.prepare(marked.text)
+        ids: list[int] = []
+        position = 0
+        for match in self._added_tokens.matches(text, parse_special=True):
+            if match.token.special:
+                plain = text[position : match.start].replace(marked.mark, "")
+                self._append_text(ids, plain, parse_special=False, at_start=position == 0)
+                ids.append(match.token.token_id)
+                position = match.end
+        self._append_text(ids, text[position:].replace(marked.mark, ""), parse_special=False, at_start=position == 0)
+        return ids
+
+
+def check_text(text: object, param: str = "prompt") -> None:
+    """Raises InvalidRequestError unless `text` is a string that UTF-8 can write."""
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"text is expected, not {type(text).__name__}", param=param)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"the text holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}, "
+            "which is not valid Unicode text",
+            param=param,
+        ) from None
