@@ -1,0 +1,111 @@
+"""The argument parser of every subcommand, and the option groups that several of them share."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pellucid.core.errors import InvalidRequestError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_MAX_TOKENS = 512
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse with typed errors, no abbreviated options, and a suggestion where a name is nearly right."""
+
+    def __init__(self, command: str, description: str, examples: str) -> None:
+        super().__init__(
+            prog=f"pellucid {command}",
+            description=textwrap.dedent(description).strip(),
+            epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `arguments`.
+
+        Raises:
+            InvalidRequestError: an argument is unknown, missing or malformed.
+        """
+        namespace, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error(self._describe_unknown(unknown))
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidRequestError(f"{message}\n`{self.prog} --help` lists what it takes.", param="command")
+
+    def _describe_unknown(self, unknown: list[str]) -> str:
+        import difflib
+
+        option = next((argument.split("=")[0] for argument in unknown if argument.startswith("-")), None)
+        if option is None:
+            return f"unexpected argument `{unknown[0]}` (a text with spaces needs quotes)"
+        close = difflib.get_close_matches(option, self._option_string_actions, n=1)
+        return f"unknown option `{option}`" + (f": did you mean `{close[0]}`?" if close else "")
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help=f"a name from `pellucid models`, a .gguf file, or hf:org/repo[:file] (default: {DEFAULT_MODEL})",
+    )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that loads a model."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: the physical cores)")
+    group.add_argument(
+        "--max-model-len", type=int, metavar="N", help="longest context in tokens (default: the model's)"
+    )
+    group.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="cpu (the native core), reference (clear numpy, slow), or auto: cpu where it is built (default: auto)",
+    )
+    group.add_argument(
+        "--kv-cache-dtype",
+        default="bf16",
+        metavar="DTYPE",
+        help="how the KV cache is stored: bf16, f16 or f32 (default: bf16)",
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Options that fill a SamplingParams."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-tokens", type=int, metavar="N", help=f"most tokens of an answer (default: {DEFAULT_MAX_TOKENS})"
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 always takes the likeliest token, so the same prompt gives the same answer; 1 draws from the model's "
+        "own distribution (default: 0)",
+    )
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens only")
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that make up P together"
+    )
+    group.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="leave out tokens less likely than P times the likeliest"
+    )
+    group.add_argument(
+        "--seed", type=int, metavar="N", help="draw the same numbers again (default: a new seed each run)"
+    )
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop before this text (repeat for several)"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on where the model would end")

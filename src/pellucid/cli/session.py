@@ -1,0 +1,116 @@
+"""What the commands that run a model share: the prompt, the LLM, the sampling parameters, a streamed answer."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pellucid.cli.parser import DEFAULT_MAX_TOKENS
+from pellucid.core.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from pellucid import LLM, SamplingParams
+    from pellucid.core.outputs import RequestOutput
+    from pellucid.engine.llm import TokenStream
+
+Messages = list[dict[str, str]]
+
+
+def read_text(argument: str | None, what: str) -> str:
+    """The text of a positional argument; from standard input where it is `-` or left out and something is piped in.
+
+    One line end at the end of piped text is dropped, as the shell's $(...) does.
+
+    Raises:
+        InvalidRequestError: there is no text, or it is not UTF-8.
+    """
+    if argument is not None and argument != "-":
+        if any(0xD800 <= ord(character) < 0xE000 for character in argument):
+            raise InvalidRequestError(f"the {what} is not valid UTF-8", param=what)
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise InvalidRequestError(
+            f"no {what}: give one in quotes, or pipe it in (`-` reads standard input)", param=what
+        )
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"the {what} on standard input is not valid UTF-8: {error.reason} at byte {error.start}", param=what
+        ) from None
+    return text[:-1].removesuffix("\r") if text.endswith("\n") else text
+
+
+def sampling_params(args: argparse.Namespace, *, logprobs: int | None = None) -> SamplingParams:
+    """SamplingParams of the sampling options; a draw without a seed gets one here, so that it can be reported.
+
+    Raises:
+        InvalidRequestError: an option is out of range.
+    """
+    from pellucid import SamplingParams
+
+    seed = args.seed
+    if seed is None and args.temperature != 0:
+        seed = int.from_bytes(os.urandom(4), "little")
+    return SamplingParams(
+        max_tokens=DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=seed,
+        ignore_eos=args.ignore_eos,
+        stop=args.stop,
+        logprobs=logprobs,
+    )
+
+
+@contextmanager
+def load_llm(args: argparse.Namespace, enable_prefix_caching: bool = True) -> Iterator[LLM]:
+    """The LLM that the model and engine options ask for; fetched first where it must be. Closed on leaving."""
+    from pellucid import LLM
+    from pellucid.cli.console import ProgressReport
+
+    with ProgressReport() as progress:
+        llm = LLM(
+            args.model,
+            threads=args.threads,
+            max_model_len=args.max_model_len,
+            backend=args.backend,
+            kv_cache_dtype=args.kv_cache_dtype,
+            progress=progress,
+            enable_prefix_caching=enable_prefix_caching,
+        )
+    try:
+        yield llm
+    finally:
+        llm.close()
+
+
+def num_threads(llm: LLM) -> int:
+    """Threads that the backend of `llm` computes with."""
+    from pellucid.cli.machine import default_threads
+
+    return llm.config.backend.threads or default_threads()
+
+
+def answer_of(stream: TokenStream) -> RequestOutput:
+    """The whole answer of a stream that was read to its end."""
+    if stream.request_output is None:
+        raise RuntimeError("a stream ended without a terminal reply")
+    return stream.request_output
+
+
+def report_cut(llm: LLM, answer: RequestOutput, args: argparse.Namespace) -> None:
+    """Say on standard error that the answer is not whole, unless it is as long as was asked for."""
+    completion = answer.outputs[0]
+    if completion.finish_reason != "length":
+        return
+    if len(answer.prompt_token_ids) + len(completion.token_ids) >= llm.max_model_len:
+        print(f"(cut off: the context of {llm.max_model_len} tokens is full)", file=sys.stderr)
+    elif args.max_tokens is None:
+        print(f"(cut off after {DEFAULT_MAX_TOKENS} tokens; --max-tokens sets the limit)", file=sys.stderr)

@@ -1,0 +1,153 @@
+"""The command line's frame: what is imported, exit codes, messages."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pellucid.cli import main as cli
+from pellucid.core.errors import ModelNotFoundError
+
+HEAVY = ("numpy", "tokenizers", "rich", "typer", "click", "jinja2", "huggingface_hub", "transformers", "argparse")
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pellucid", *arguments], input=stdin, capture_output=True, text=True, timeout=120
+    )
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """Modules in memory once a command line has run in a fresh interpreter."""
+    code = f"import sys; from pellucid.cli.main import main; main({list(arguments)!r}); print('MODULES', *sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return set(result.stdout.rpartition("MODULES")[2].split())
+
+
+@pytest.fixture
+def fake_command(monkeypatch: pytest.MonkeyPatch):
+    """Replaces `generate` by a function."""
+
+    def install(function):
+        module = SimpleNamespace(
+            DESCRIPTION="Does it.", EXAMPLES="pellucid generate", configure=lambda parser: None, run=function
+        )
+        monkeypatch.setitem(sys.modules, "pellucid.cli.generate", module)
+
+    return install
+
+
+def raising(error: BaseException):
+    def run(args):
+        raise error
+
+    return run
+
+
+def test_help_lists_every_command() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for name, summary in cli.COMMANDS.items():
+        assert any(line.split(maxsplit=1) == [name, summary] for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("help",)])
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    assert modules_after(*arguments).isdisjoint(HEAVY)
+
+
+def test_the_import_guard_sees_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The mutant: a help text that pulls in numpy.
+    code = (
+        "import sys; import numpy; from pellucid.cli.main import main; main(['--help']); print('MODULES', *sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(result.stdout.rpartition("MODULES")[2].split()).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_teaches_and_is_light(name: str) -> None:
+    result = run(name, "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"usage: pellucid {name}" in result.stdout
+    assert f"pellucid {name}" in result.stdout.partition("examples:")[2]
+    assert max(map(len, result.stdout.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_parsing_a_command_imports_nothing_heavy(name: str) -> None:
+    code = (
+        f"import importlib, sys; from pellucid.cli.parser import CommandParser\n"
+        f"module = importlib.import_module('pellucid.cli.{name}')\n"
+        f"module.configure(CommandParser('{name}', module.DESCRIPTION, module.EXAMPLES)); print(*sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(result.stdout.split()).isdisjoint(set(HEAVY) - {"argparse"})
+
+
+def test_no_command_shows_the_help_and_fails() -> None:
+    result = run()
+    assert result.returncode == 2
+    assert "usage: pellucid COMMAND" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("genrate",), "unknown command `genrate`: did you mean `generate`?"),
+        (("xyzzy",), "unknown command `xyzzy`: there are generate, chat,"),
+        (("--versoin",), "unknown option `--versoin`: did you mean `--version`?"),
+        (("generate", "--max-token", "3", "hi"), "unknown option `--max-token`: did you mean `--max-tokens`?"),
+        (("generate", "two", "words"), "unexpected argument `words` (a text with spaces needs quotes)"),
+        (("generate", "--max-tokens", "many", "hi"), "argument --max-tokens: invalid int value: 'many'"),
+    ],
+)
+def test_usage_errors_say_what_would_work(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ModelNotFoundError("no model `x`"), 2, "error: no model `x`\n"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), 2, "error: No such file or directory: a.txt\n"),
+        (MemoryError(), 2, "error: out of memory\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (ZeroDivisionError("x"), 1, "error: ZeroDivisionError: x\nThis is a bug in Pellucid; --debug shows where.\n"),
+    ],
+)
+def test_exit_codes(fake_command, capsys, error: BaseException, code: int, message: str) -> None:
+    fake_command(raising(error))
+    assert cli.main(["generate"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_debug_shows_the_traceback(fake_command, capsys) -> None:
+    fake_command(raising(ModelNotFoundError("no model `x`")))
+    assert cli.main(["generate", "--debug"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("error: no model `x`\n")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = "import sys; from pellucid.cli.main import main; sys.exit(main(['--help']))"
+    pipe = subprocess.Popen(
+        ["sh", "-c", 'exec 3>&1; { sleep 0.3; "$1" -c "$2"; echo "code $?" >&3; } | true', "sh", sys.executable, code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out, err = pipe.communicate(timeout=60)
+    assert out == "code 141\n"
+    assert err == ""
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("pellucid ")
