@@ -143,7 +143,7 @@ struct Kernels {
         auto q = make_array<int8_t>({x.size()});
         auto scale = make_array<float>({blocks}), scaled_sum = make_array<float>({blocks});
         auto sum = make_array<int32_t>({blocks});
-        table->quantize(x.data(), length(x), q.data(), scale.data(), sum.data(), scaled_sum.data());
+        table->quantize(x.data(), length(x), 1, q.data(), scale.data(), sum.data(), scaled_sum.data());
         return std::tuple(q, scale, sum, scaled_sum);
     }
 

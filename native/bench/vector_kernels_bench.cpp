@@ -169,7 +169,7 @@ void row_kernels(const VectorKernels& kernels) {
     report("add", [&] { kernels.add(out.data, y.data, kSize); });
     report("silu_mul", [&] { kernels.silu_mul(x.data, y.data, kSize, out.data); });
     report("gelu_tanh_mul", [&] { kernels.gelu_tanh_mul(x.data, y.data, kSize, out.data); });
-    report("quantize", [&] { kernels.quantize(x.data, kSize, q.data, scale.data, sum.data, scaled_sum.data); });
+    report("quantize", [&] { kernels.quantize(x.data, kSize, 1, q.data, scale.data, sum.data, scaled_sum.data); });
     report("rope", [&] { kernels.rope(out.data, x.data, y.data, kSize); });
     report("all_finite", [&] { kernels.all_finite(x.data, kSize); });
     Cache cache(kernels, KvType::kBF16, 64, 1);

@@ -33,8 +33,9 @@ struct VectorKernels {
 
     // Symmetric int8 in blocks of 32 (n is a multiple of 32): d = max|x| / 127, q = round-to-nearest-even(x * (127 /
     // max|x|)), so |q| <= 127. scale[b] = d, sum[b] = sum of q over the block, scaled_sum[b] = d * sum[b]. A block
-    // with max|x| < 2^-118 counts as zeros: scale 0, q 0. One with an inf or NaN has scale NaN and q 0.
-    void (*quantize)(const float* x, int n, int8_t* q, float* scale, int32_t* sum, float* scaled_sum);
+    // with max|x| < 2^-118 counts as zeros: scale 0, q 0. One with an inf or NaN has scale NaN and q 0. Successive
+    // blocks go `stride` blocks apart: q + 32 * stride * b, scale[stride * b] and so on.
+    void (*quantize)(const float* x, int n, int64_t stride, int8_t* q, float* scale, int32_t* sum, float* scaled_sum);
 
     // Writes one token's key and value (float32 [head_dim]) into slot `slot` of one KV head's block.
     // Key block:   16-bit types [64 / 16][head_dim / 2][16 tokens][2], f32 [64 / 16][head_dim][16 tokens].

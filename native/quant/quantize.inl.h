@@ -11,8 +11,15 @@
 namespace pellucid {
 inline namespace PELLUCID_SIMD_NAMESPACE {
 
+struct FourBlocks {
+    int8_t q[128];
+    float scale[4];
+    int32_t sum[4];
+    float scaled_sum[4];
+};
+
 // Four blocks at a time, a block a quarter of the vectors that hold scales and sums.
-static void quantize_four_blocks(const float* x, int8_t* q, float* scale, int32_t* sum, float* scaled_sum) {
+static void quantize_four_blocks(const float* x, FourBlocks& out) {
     constexpr int kVectors = 8;
     F32x16 v[kVectors];
     I32x16 block[4];
@@ -43,33 +50,38 @@ static void quantize_four_blocks(const float* x, int8_t* q, float* scale, int32_
                                      broadcast_quarter<2>(inverse), broadcast_quarter<3>(inverse)};
     PELLUCID_UNROLL
     for (int i = 0; i < kVectors; ++i) level[i] = to_i32(mul(v[i], block_inverse[i / 2]));
-    store_i8x4(q, level[0], level[1], level[2], level[3]);
-    store_i8x4(q + 64, level[4], level[5], level[6], level[7]);
+    store_i8x4(out.q, level[0], level[1], level[2], level[3]);
+    store_i8x4(out.q + 64, level[4], level[5], level[6], level[7]);
     const I32x16 sums =
         reduce_add4(add(level[0], level[1]), add(level[2], level[3]), add(level[4], level[5]), add(level[6], level[7]));
-    store_quarters(scale, bits(d));
-    store_quarters(sum, sums);
-    store_quarters(scaled_sum, bits(mul(d, to_f32(sums))));
+    store_quarters(out.scale, bits(d));
+    store_quarters(out.sum, sums);
+    store_quarters(out.scaled_sum, bits(mul(d, to_f32(sums))));
 }
 
-static void quantize(const float* x, int n, int8_t* q, float* scale, int32_t* sum, float* scaled_sum) {
+static void quantize(const float* x, int n, int64_t stride, int8_t* q, float* scale, int32_t* sum, float* scaled_sum) {
     constexpr int kBlock = 32, kStep = 4 * kBlock;
-    int i = 0;
-    for (; i + kStep <= n; i += kStep) {
-        quantize_four_blocks(x + i, q + i, scale + i / kBlock, sum + i / kBlock, scaled_sum + i / kBlock);
+    for (int i = 0; i < n; i += kStep) {
+        FourBlocks four;
+        const int rest = n - i < kStep ? n - i : kStep;
+        if (rest == kStep) {
+            quantize_four_blocks(x + i, four);
+        } else {
+            float padded[kStep] = {};
+            memcpy(padded, x + i, static_cast<unsigned>(rest) * sizeof(float));
+            quantize_four_blocks(padded, four);
+        }
+        for (int b = 0; b < rest / kBlock; ++b) {
+            memcpy(q, four.q + b * kBlock, kBlock);
+            *scale = four.scale[b];
+            *sum = four.sum[b];
+            *scaled_sum = four.scaled_sum[b];
+            q += stride * kBlock;
+            scale += stride;
+            sum += stride;
+            scaled_sum += stride;
+        }
     }
-    if (i == n) return;
-    float last_x[kStep] = {};
-    int8_t last_q[kStep];
-    float last_scale[4], last_scaled_sum[4];
-    int32_t last_sum[4];
-    const unsigned rest = static_cast<unsigned>(n - i), blocks = rest / kBlock;
-    memcpy(last_x, x + i, rest * sizeof(float));
-    quantize_four_blocks(last_x, last_q, last_scale, last_sum, last_scaled_sum);
-    memcpy(q + i, last_q, rest);
-    memcpy(scale + i / kBlock, last_scale, blocks * sizeof(float));
-    memcpy(sum + i / kBlock, last_sum, blocks * sizeof(int32_t));
-    memcpy(scaled_sum + i / kBlock, last_scaled_sum, blocks * sizeof(float));
 }
 
 }  // namespace PELLUCID_SIMD_NAMESPACE

@@ -94,11 +94,16 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
 def require_finite(name: str, tensor: WeightTensor) -> None:
     """Raises ModelFileError where a value of `tensor` would decode to NaN or infinity; `name` is for the message."""
     if not is_finite(tensor.data, tensor.format):
-        raise ModelFileError(
-            f"tensor {name} ({tensor.format.name}) holds NaN or infinite weights: the file is damaged or was converted "
-            "from a diverged model; fetch or convert it again",
-            param=name,
-        )
+        raise not_finite(name, tensor)
+
+
+def not_finite(name: str, tensor: WeightTensor) -> ModelFileError:
+    """The error for a tensor that holds NaN or infinity."""
+    return ModelFileError(
+        f"tensor {name} ({tensor.format.name}) holds NaN or infinite weights: the file is damaged or was converted "
+        "from a diverged model; fetch or convert it again",
+        param=name,
+    )
 
 
 def _architecture(metadata: Mapping[str, object]) -> str:

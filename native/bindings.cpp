@@ -1,0 +1,322 @@
+// The Python module `_native`: a model to load and run, and what the other files of the core bind.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "executor.h"
+
+namespace nb = nanobind;
+
+namespace pellucid {
+
+void bind_kernels(nb::module_& module);
+void bind_matmul(nb::module_& module);
+void bind_peaks(nb::module_& module);
+void bind_sampling(nb::module_& module);
+
+namespace {
+
+template <class T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+T get(const nb::dict& fields, const char* name) {
+    return nb::cast<T>(fields[name]);
+}
+
+void require(bool condition, const std::string& message) {
+    if (!condition) throw nb::value_error(message.c_str());
+}
+
+KvType parse_kv_type(const std::string& name) {
+    if (name == "f32") return KvType::kF32;
+    if (name == "f16") return KvType::kF16;
+    if (name == "bf16") return KvType::kBF16;
+    throw nb::value_error(("no KV cache type '" + name + "'; there are bf16, f16, f32").c_str());
+}
+
+// One model with its threads and its KV cache. Calls are made by one thread at a time.
+class NativeModel {
+  public:
+    NativeModel(const nb::dict& spec, int num_threads, const std::string& kv_type,
+                const std::optional<std::string>& isa)
+        : isa_(choose_instruction_set(isa)), pool_(num_threads) {
+        parse(spec);
+        register_weights(spec);
+        kv_cache_ = std::make_unique<KvCache>(model_, parse_kv_type(kv_type));
+        executor_ = std::make_unique<Executor>(model_, *kv_cache_, pool_, isa_);
+    }
+
+    // Packs a matrix; false where it holds a scale or weight that is not finite.
+    bool set_matrix(const std::string& name, int format, int rows, int cols, const Matrix<uint8_t>& data) {
+        require(is_supported(format), "tensor type " + std::to_string(format) + " is not supported");
+        PackedMatrix& matrix = *find(matrices_, name);
+        matrix.format = static_cast<WeightFormat>(format);
+        require(cols % source_block_size(matrix.format) == 0 && static_cast<int64_t>(data.shape(0)) == rows &&
+                    data.shape(1) == source_row_bytes(matrix.format, cols),
+                name + ": the data does not have the size of its shape");
+        matrix.rows = rows;
+        matrix.cols = cols;
+        matrix.panel_bytes = packed_panel_bytes(matrix.format, cols);
+        matrix.data = allocate_aligned(matrix.bytes());
+        std::atomic<bool> finite{true};
+        const uint8_t* source = data.data();
+        auto work = [&](int thread) {
+            pool_.parallel_for(thread, matrix.panels(), 8, [&](int begin, int end) {
+                if (!pack_panels(matrix, source, begin, end)) finite = false;
+            });
+        };
+        nb::gil_scoped_release release;
+        pool_.run(work);
+        return finite;
+    }
+
+    void set_vector(const std::string& name, const Vector<float>& values) {
+        std::vector<float>& vector = *find(vectors_, name);
+        vector.assign(values.data(), values.data() + values.shape(0));
+    }
+
+    // Checks that every weight has come, with shapes that fit.
+    void finish() {
+        for (const auto& [name, matrix] : matrices_) {
+            const auto [rows, cols] = shapes_.at(name);
+            require(matrix->data != nullptr, name + " is missing");
+            require(matrix->rows == rows && matrix->cols == cols, name + " has the wrong shape");
+        }
+        for (const auto& [name, vector] : vectors_) {
+            require(static_cast<int>(vector->size()) == shapes_.at(name).first, name + " is missing or of wrong size");
+        }
+    }
+
+    size_t block_bytes() const { return kv_cache_->block_bytes(); }
+
+    // Bytes of packed weights that one decode step reads.
+    size_t weight_bytes() const {
+        size_t bytes = model_.output_matrix().bytes();
+        for (const Layer& layer : model_.layers) {
+            for (const PackedMatrix* matrix : {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj,
+                                               &layer.gate_proj, &layer.up_proj, &layer.down_proj}) {
+                bytes += matrix->bytes();
+            }
+        }
+        return bytes;
+    }
+
+    std::string isa() const { return isa_.name; }
+    int num_threads() const { return pool_.num_threads(); }
+
+    void allocate_kv_cache(int num_blocks) {
+        require(num_blocks > 0, "num_blocks must be positive");
+        kv_cache_->allocate(num_blocks);
+    }
+
+    void copy_blocks(const Matrix<int32_t>& pairs) {
+        require(pairs.shape(1) == 2, "pairs must have two columns");
+        for (size_t i = 0; i < 2 * pairs.shape(0); ++i) require_block(pairs.data()[i]);
+        for (size_t i = 0; i < pairs.shape(0); ++i) kv_cache_->copy(pairs.data()[2 * i], pairs.data()[2 * i + 1]);
+    }
+
+    bool forward(const Vector<int32_t>& input_ids, const Vector<int32_t>& positions, const Vector<int32_t>& cu_seqlens,
+                 const Vector<int32_t>& kv_lens, const Matrix<int32_t>& block_tables,
+                 const Vector<int32_t>& logits_rows,
+                 nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits) {
+        Batch batch;
+        batch.num_tokens = static_cast<int>(input_ids.shape(0));
+        batch.num_seqs = static_cast<int>(kv_lens.shape(0));
+        batch.num_logits = static_cast<int>(logits_rows.shape(0));
+        batch.max_blocks = static_cast<int>(block_tables.shape(1));
+        batch.input_ids = input_ids.data();
+        batch.positions = positions.data();
+        batch.cu_seqlens = cu_seqlens.data();
+        batch.kv_lens = kv_lens.data();
+        batch.block_tables = block_tables.data();
+        batch.logits_rows = logits_rows.data();
+        require(static_cast<int>(positions.shape(0)) == batch.num_tokens &&
+                    static_cast<int>(cu_seqlens.shape(0)) == batch.num_seqs + 1 &&
+                    static_cast<int>(block_tables.shape(0)) == batch.num_seqs,
+                "the arrays of the batch do not fit together");
+        require(static_cast<int>(logits.shape(0)) == batch.num_logits &&
+                    static_cast<int>(logits.shape(1)) == model_.vocab_size,
+                "logits has the wrong shape");
+        check(batch);
+        float* out = logits.data();
+        nb::gil_scoped_release release;
+        return executor_->forward(batch, out);
+    }
+
+  private:
+    template <class T>
+    static T* find(const std::map<std::string, T*>& weights, const std::string& name) {
+        const auto found = weights.find(name);
+        require(found != weights.end(), "the model has no weight " + name);
+        return found->second;
+    }
+
+    void require_block(int32_t block) const {
+        require(block >= 0 && block < kv_cache_->num_blocks(),
+                "KV block " + std::to_string(block) + " does not exist; there are " +
+                    std::to_string(kv_cache_->num_blocks()));
+    }
+
+    void check(const Batch& batch) const {
+        require(batch.num_tokens > 0 && batch.cu_seqlens[0] == 0 &&
+                    batch.cu_seqlens[batch.num_seqs] == batch.num_tokens,
+                "cu_seqlens does not cover the tokens");
+        for (int seq = 0; seq < batch.num_seqs; ++seq) {
+            const int begin = batch.cu_seqlens[seq];
+            const int end = batch.cu_seqlens[seq + 1];
+            require(begin < end, "every sequence of a batch has at least one new token");
+            const int first = batch.kv_lens[seq] - (end - begin);
+            require(first >= 0 && (batch.kv_lens[seq] - 1) / kKvBlockSize < batch.max_blocks,
+                    "kv_lens does not fit the new tokens and the block table");
+            for (int token = begin; token < end; ++token) {
+                require(batch.positions[token] == first + token - begin, "positions do not end at kv_lens");
+                require(batch.input_ids[token] >= 0 && batch.input_ids[token] < model_.vocab_size,
+                        "token id " + std::to_string(batch.input_ids[token]) + " is outside the vocabulary of " +
+                            std::to_string(model_.vocab_size));
+            }
+            int first_block = first / kKvBlockSize;
+            for (const Layer& layer : model_.layers) {
+                const int seen = layer.sliding_window == 0 ? 0 : std::max(0, first - layer.sliding_window + 1);
+                first_block = std::min(first_block, seen / kKvBlockSize);
+            }
+            for (int block = first_block; block <= (batch.kv_lens[seq] - 1) / kKvBlockSize; ++block) {
+                require_block(batch.block_tables[static_cast<int64_t>(seq) * batch.max_blocks + block]);
+            }
+        }
+        for (int i = 0; i < batch.num_logits; ++i) {
+            require(batch.logits_rows[i] >= 0 && batch.logits_rows[i] < batch.num_tokens,
+                    "logits_rows names a token that is not in the batch");
+        }
+    }
+
+    void parse(const nb::dict& spec) {
+        model_.vocab_size = get<int>(spec, "vocab_size");
+        model_.hidden_size = get<int>(spec, "hidden_size");
+        model_.embedding_scale = get<float>(spec, "embedding_scale");
+        model_.final_norm.eps = get<float>(spec, "final_norm_eps");
+        for (nb::handle item : get<nb::list>(spec, "ropes")) {
+            const nb::dict fields = nb::cast<nb::dict>(item);
+            RopeTable rope;
+            rope.inv_freq = get<std::vector<float>>(fields, "inv_freq");
+            rope.attention_factor = get<float>(fields, "attention_factor");
+            model_.ropes.push_back(std::move(rope));
+        }
+        const nb::list layers = get<nb::list>(spec, "layers");
+        model_.layers.resize(nb::len(layers));
+        for (size_t i = 0; i < model_.layers.size(); ++i) {
+            const nb::dict fields = nb::cast<nb::dict>(layers[i]);
+            Layer& layer = model_.layers[i];
+            layer.num_heads = get<int>(fields, "num_attention_heads");
+            layer.num_kv_heads = get<int>(fields, "num_key_value_heads");
+            layer.head_dim = get<int>(fields, "head_dim");
+            layer.scale = get<float>(fields, "scale");
+            layer.sliding_window = get<int>(fields, "sliding_window");
+            layer.rope = get<int>(fields, "rope");
+            layer.activation =
+                get<std::string>(fields, "activation") == "silu" ? ActivationKind::kSilu : ActivationKind::kGeluTanh;
+            layer.attention_norm.eps = get<float>(fields, "attention_norm_eps");
+            layer.q_norm.eps = layer.k_norm.eps = get<float>(fields, "qk_norm_eps");
+            layer.post_attention_norm.eps = get<float>(fields, "post_attention_norm_eps");
+            layer.mlp_norm.eps = get<float>(fields, "mlp_norm_eps");
+            layer.post_mlp_norm.eps = get<float>(fields, "post_mlp_norm_eps");
+        }
+    }
+
+    // Ties every name of models/spec.py tensor_shapes to its place.
+    void register_weights(const nb::dict& spec) {
+        for (auto [key, value] : get<nb::dict>(spec, "shapes")) {
+            const std::string name = nb::cast<std::string>(key);
+            const nb::tuple shape = nb::cast<nb::tuple>(value);
+            shapes_[name] = {nb::cast<int>(shape[0]), shape.size() > 1 ? nb::cast<int>(shape[1]) : 0};
+        }
+        add("embed_tokens.weight", model_.embed_tokens);
+        add("lm_head.weight", model_.lm_head);
+        add("final_norm.weight", model_.final_norm.weight);
+        for (size_t i = 0; i < model_.layers.size(); ++i) {
+            const std::string prefix = "layers." + std::to_string(i) + ".";
+            Layer& layer = model_.layers[i];
+            add(prefix + "attention.q_proj.weight", layer.q_proj);
+            add(prefix + "attention.k_proj.weight", layer.k_proj);
+            add(prefix + "attention.v_proj.weight", layer.v_proj);
+            add(prefix + "attention.o_proj.weight", layer.o_proj);
+            add(prefix + "mlp.gate_proj.weight", layer.gate_proj);
+            add(prefix + "mlp.up_proj.weight", layer.up_proj);
+            add(prefix + "mlp.down_proj.weight", layer.down_proj);
+            add(prefix + "attention.q_proj.bias", layer.q_bias);
+            add(prefix + "attention.k_proj.bias", layer.k_bias);
+            add(prefix + "attention.v_proj.bias", layer.v_bias);
+            add(prefix + "attention_norm.weight", layer.attention_norm.weight);
+            add(prefix + "attention.q_norm.weight", layer.q_norm.weight);
+            add(prefix + "attention.k_norm.weight", layer.k_norm.weight);
+            add(prefix + "post_attention_norm.weight", layer.post_attention_norm.weight);
+            add(prefix + "mlp_norm.weight", layer.mlp_norm.weight);
+            add(prefix + "post_mlp_norm.weight", layer.post_mlp_norm.weight);
+        }
+        for (const auto& [name, shape] : shapes_) {
+            require(matrices_.count(name) + vectors_.count(name) == 1, "the native core has no place for " + name);
+        }
+    }
+
+    void add(const std::string& name, PackedMatrix& matrix) {
+        if (shapes_.count(name)) matrices_[name] = &matrix;
+    }
+    void add(const std::string& name, std::vector<float>& vector) {
+        if (shapes_.count(name)) vectors_[name] = &vector;
+    }
+
+    const InstructionSet& isa_;
+    ThreadPool pool_;
+    Model model_;
+    std::map<std::string, std::pair<int, int>> shapes_;
+    std::map<std::string, PackedMatrix*> matrices_;
+    std::map<std::string, std::vector<float>*> vectors_;
+    std::unique_ptr<KvCache> kv_cache_;
+    std::unique_ptr<Executor> executor_;
+};
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const InstructionSet& set : available_instruction_sets()) names.push_back(set.name);
+    return names;
+}
+
+}  // namespace
+
+}  // namespace pellucid
+
+NB_MODULE(_native, module) {
+    using pellucid::NativeModel;
+    nb::class_<NativeModel>(module, "Model")
+        .def(nb::init<const nb::dict&, int, const std::string&, const std::optional<std::string>&>(), nb::arg("spec"),
+             nb::arg("threads"), nb::arg("kv_cache_dtype"), nb::arg("isa") = nb::none())
+        .def("set_matrix", &NativeModel::set_matrix)
+        .def("set_vector", &NativeModel::set_vector)
+        .def("finish", &NativeModel::finish)
+        .def("allocate_kv_cache", &NativeModel::allocate_kv_cache)
+        .def("copy_blocks", &NativeModel::copy_blocks)
+        .def("forward", &NativeModel::forward)
+        .def_prop_ro("block_bytes", &NativeModel::block_bytes)
+        .def_prop_ro("weight_bytes", &NativeModel::weight_bytes)
+        .def_prop_ro("num_threads", &NativeModel::num_threads)
+        .def_prop_ro("isa", &NativeModel::isa);
+    module.def("instruction_sets", &pellucid::instruction_sets,
+               "Instruction sets of this machine that the core has kernels for, the best first.");
+    module.def("cpu_features", &pellucid::cpu_features, "Processor features that the choice of kernels rests on.");
+    pellucid::bind_kernels(module);
+    pellucid::bind_matmul(module);
+    pellucid::bind_peaks(module);
+    pellucid::bind_sampling(module);
+}

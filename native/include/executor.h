@@ -1,0 +1,154 @@
+// Runs a model over a batch: the whole forward pass in one call.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "cpu_info.h"
+#include "kv_cache.h"
+#include "model.h"
+#include "thread_pool.h"
+
+namespace pellucid {
+
+// core/batch.py ForwardBatch.
+struct Batch {
+    int num_tokens = 0;
+    int num_seqs = 0;
+    int num_logits = 0;
+    int max_blocks = 0;
+    const int32_t* input_ids = nullptr;     // [num_tokens]
+    const int32_t* positions = nullptr;     // [num_tokens]
+    const int32_t* cu_seqlens = nullptr;    // [num_seqs + 1]
+    const int32_t* kv_lens = nullptr;       // [num_seqs]
+    const int32_t* block_tables = nullptr;  // [num_seqs][max_blocks]
+    const int32_t* logits_rows = nullptr;   // [num_logits]
+};
+
+// Input rows of a matrix product with the memory that holds them.
+class ActivationBuffer {
+  public:
+    // Room for `rows` of `cols`, in either form or both.
+    void resize(int rows, int cols, bool quantized, bool f32);
+    // Stores columns [begin, begin + n) of a row of `cols`; all are multiples of 32 where the int8 form is kept.
+    void store(const VectorKernels& kernels, int cols, int row, int begin, const float* x, int n);
+    Activations view(int cols) const;
+
+  private:
+    bool quantized_ = false;
+    bool f32_ = false;
+    size_t quant_capacity_ = 0;
+    size_t f32_capacity_ = 0;
+    AlignedBytes q_, scale_, sum_, scaled_sum_, values_;
+};
+
+// A growing array of floats, 64-byte aligned; growing drops the contents.
+class FloatBuffer {
+  public:
+    float* reserve(size_t size);
+    float* data() const { return reinterpret_cast<float*>(data_.get()); }
+
+  private:
+    size_t capacity_ = 0;
+    AlignedBytes data_;
+};
+
+class Executor {
+  public:
+    Executor(Model& model, KvCache& kv_cache, ThreadPool& pool, const InstructionSet& isa);
+
+    // Writes float32 [num_logits][vocab_size]. Returns whether all of them are finite.
+    bool forward(const Batch& batch, float* logits);
+
+  private:
+    // Query rows of one KV head that are attended to together: tokens [begin, end) of the batch, one sequence.
+    struct AttentionTile {
+        int seq;
+        int kv_head;
+        int begin;
+        int end;
+    };
+    // One KV block of a single query token, whose partial results are folded later.
+    struct AttentionPart {
+        int token;
+        int kv_head;
+        int block;
+    };
+    // The work of attention in one step; layers that agree in window and heads share it.
+    struct AttentionPlan {
+        int window;
+        int num_kv_heads;
+        int group_size;
+        std::vector<AttentionTile> tiles;      // unless split
+        std::vector<AttentionPart> parts;      // if split: by token, KV head, block
+        std::vector<int32_t> first_part;       // [num_tokens * num_kv_heads + 1]
+    };
+    // What a thread has to itself.
+    struct Scratch {
+        FloatBuffer hidden;  // of a single-token step
+        ActivationBuffer hidden_input, attention_input;
+        FloatBuffer row, attention_row, gate, up, key, query, partial, running, stats, kernel;
+        std::vector<int32_t> begin, end;
+    };
+
+    void prepare(const Batch& batch);
+    AttentionPlan plan_attention(const Layer& layer) const;
+    void step(int thread, float* logits);
+    void run_layer(int thread, int index);
+    void attend(int thread, int index);
+    void run_mlp(int thread, const Layer& layer);
+    void compute_logits(int thread, float* logits);
+
+    void embed(int row, float* x) const;
+    void add_residual(int thread, const Norm& post_norm, const float* y, float* x);
+    void store_normalized(int thread, const Norm& norm, const float* x, ActivationBuffer& out, int row);
+    void project(int thread, const std::vector<const PackedMatrix*>& matrices, const Activations& input, int rows,
+                 float* out, int64_t stride);
+    void store_key_value(int thread, int index, int token, int kv_head);
+    void load_query(const Layer& layer, int token, int kv_head, float* out) const;
+    void attend_tile(int thread, int index, const AttentionTile& tile);
+    void attend_part(int thread, int index, const AttentionPlan& plan, int part);
+    void fold_parts(int thread, const Layer& layer, const AttentionPlan& plan, int token, int kv_head, float* out);
+
+    int32_t block_of(int token, int block) const {
+        return batch_.block_tables[static_cast<int64_t>(seq_of_token_[token]) * batch_.max_blocks + block];
+    }
+    float* qkv_row(const Layer& layer, int token) const {
+        return qkv_.data() + static_cast<int64_t>(token) * (layer.query_size() + 2 * layer.key_value_size());
+    }
+    float* hidden_row(int thread, int row) const {
+        return single_ ? scratch_[thread].hidden.data() : hidden_.data() + static_cast<int64_t>(row) * model_.hidden_size;
+    }
+    float* projected_row(int row) const { return projected_.data() + static_cast<int64_t>(row) * model_.hidden_size; }
+    ActivationBuffer& hidden_input(int thread) { return single_ ? scratch_[thread].hidden_input : hidden_input_; }
+    ActivationBuffer& attention_input(int thread) {
+        return single_ ? scratch_[thread].attention_input : attention_input_;
+    }
+    // Calls fn(row) for every row. Where the step has a single token every thread does so for itself, else rows are
+    // shared out and all wait for the last.
+    template <class Fn>
+    void for_rows(int thread, int count, Fn fn);
+
+    Model& model_;
+    KvCache& kv_cache_;
+    ThreadPool& pool_;
+    const MatmulKernels& matmul_;
+    const VectorKernels& kernels_;
+
+    Batch batch_;
+    bool single_ = false;    // one token: threads repeat the row work rather than wait for each other
+    bool decoding_ = false;  // one new token a sequence
+    bool split_ = false;     // attention goes by KV block, and is folded afterwards
+    std::vector<int32_t> seq_of_token_;
+    std::vector<AttentionPlan> plans_;
+    std::vector<int> plan_of_layer_;
+
+    FloatBuffer hidden_, qkv_, attention_, projected_;
+    FloatBuffer part_max_, part_sum_, part_out_;
+    ActivationBuffer hidden_input_, attention_input_, mlp_input_, output_input_;
+    std::vector<Scratch> scratch_;
+    std::atomic<bool> finite_{true};
+};
+
+}  // namespace pellucid

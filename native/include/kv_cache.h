@@ -1,0 +1,39 @@
+// The paged KV cache: blocks of 64 tokens, each holding every layer's keys and values.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model.h"
+#include "vector_kernels.h"
+
+namespace pellucid {
+
+class KvCache {
+  public:
+    KvCache(const Model& model, KvType type);
+
+    KvType type() const { return type_; }
+    size_t block_bytes() const { return block_bytes_; }
+    int num_blocks() const { return num_blocks_; }
+
+    void allocate(int num_blocks);  // drops what was there; throws std::bad_alloc
+    void copy(int source, int destination);
+
+    uint8_t* keys(int block, int layer, int kv_head) const {
+        return data_.get() + block * block_bytes_ + layer_offsets_[layer] + kv_head * head_bytes_[layer];
+    }
+    uint8_t* values(int block, int layer, int kv_head) const {
+        return keys(block, layer, kv_head) + head_bytes_[layer] / 2;
+    }
+
+  private:
+    KvType type_;
+    size_t block_bytes_ = 0;
+    std::vector<size_t> layer_offsets_;
+    std::vector<size_t> head_bytes_;  // one KV head's keys and values in a block
+    AlignedBytes data_;
+    int num_blocks_ = 0;
+};
+
+}  // namespace pellucid

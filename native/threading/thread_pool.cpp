@@ -1,0 +1,121 @@
+#include "thread_pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace pellucid {
+
+namespace {
+
+constexpr auto kSpinInRun = std::chrono::microseconds(200);
+constexpr auto kSpinBetweenRuns = std::chrono::microseconds(50);
+constexpr int kPausesPerClockRead = 64;
+
+void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Waits until `value` is no longer `old`: spins up to `limit`, then sleeps.
+void wait_while_equal(const std::atomic<uint32_t>& value, uint32_t old, std::chrono::microseconds limit) {
+    for (int i = 0; i < kPausesPerClockRead; ++i) {
+        if (value.load(std::memory_order_acquire) != old) return;
+        pause();
+    }
+    const auto deadline = std::chrono::steady_clock::now() + limit;
+    do {
+        for (int i = 0; i < kPausesPerClockRead; ++i) {
+            if (value.load(std::memory_order_acquire) != old) return;
+            pause();
+        }
+    } while (std::chrono::steady_clock::now() < deadline);
+    value.wait(old, std::memory_order_acquire);
+}
+
+// Round to nearest, exceptions masked, subnormals flushed; restores what was there.
+class FloatState {
+  public:
+#if defined(__x86_64__) || defined(_M_X64)
+    FloatState() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80u | 0x8040u); }
+    ~FloatState() { _mm_setcsr(saved_); }
+
+  private:
+    unsigned saved_;
+#else
+    FloatState() {}
+    ~FloatState() {}
+#endif
+};
+
+}  // namespace
+
+ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), states_(new ThreadState[num_threads]) {
+    try {
+        for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
+    } catch (...) {
+        stopping_ = true;
+        generation_.fetch_add(1, std::memory_order_release);
+        generation_.notify_all();
+        for (std::thread& thread : workers_) thread.join();
+        throw;
+    }
+}
+
+ThreadPool::~ThreadPool() {
+    stopping_ = true;
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+    for (std::thread& thread : workers_) thread.join();
+}
+
+void ThreadPool::run_erased(Task task, void* context) {
+    FloatState state;
+    if (num_threads_ == 1) {
+        task(context, 0);
+        return;
+    }
+    task_ = task;
+    context_ = context;
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+    task(context, 0);
+    barrier(0);
+}
+
+void ThreadPool::worker(int thread) {
+    FloatState state;
+    uint32_t seen = 0;
+    for (;;) {
+        wait_while_equal(generation_, seen, kSpinBetweenRuns);
+        ++seen;
+        if (stopping_) return;
+        task_(context_, thread);
+        barrier(thread);
+    }
+}
+
+void ThreadPool::barrier(int thread) {
+    if (num_threads_ == 1) return;
+    const uint32_t sense = states_[thread].barrier_sense++;
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
+        arrived_.store(0, std::memory_order_relaxed);
+        sense_.store(sense + 1, std::memory_order_release);
+        sense_.notify_all();
+    } else {
+        wait_while_equal(sense_, sense, kSpinInRun);
+    }
+}
+
+std::atomic<int>& ThreadPool::take_counter(int thread) {
+    const uint32_t loop = states_[thread].loops++;
+    if (thread == 0) counters_[(loop + 2) % kCounters].value.store(0, std::memory_order_relaxed);
+    return counters_[loop % kCounters].value;
+}
+
+}  // namespace pellucid

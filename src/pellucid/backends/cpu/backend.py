@@ -1,0 +1,209 @@
+"""The native core as a backend: packed weights, one C++ call a step (docs/kernels.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.backends.cpu import _native
+from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError, UnsupportedModelError
+from pellucid.models.spec import ModelSpec, tensor_shapes
+from pellucid.quant.formats import BlockFormat, dequantize
+from pellucid.weights.loader import ModelFile, not_finite
+from pellucid.weights.tensor import WeightTensor
+
+if TYPE_CHECKING:
+    from pellucid.models.spec import LayerSpec, NormSpec
+
+ISA_VARIABLE = "PELLUCID_ISA"
+"""Environment variable that forces an instruction set: amx, avx512, avx2 or portable."""
+
+
+def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: str = "bf16") -> CpuBackend:
+    """Pack the weights of `model_file` and make them ready to run.
+
+    Args:
+        model_file: an open model; it may be closed afterwards.
+        threads: all processors this process may use where None.
+        kv_cache_dtype: "bf16", "f16" or "f32".
+
+    Raises:
+        ModelFileError: a weight is not finite.
+        UnsupportedModelError: the core has no kernels for a part of the model.
+        CapacityError: the memory for the weights is not to be had.
+        InvalidRequestError: a bad thread count, KV type or PELLUCID_ISA.
+    """
+    return CpuBackend(model_file.spec, model_file.weights(), threads=threads, kv_cache_dtype=kv_cache_dtype)
+
+
+class CpuBackend:
+    """Implements `backends.base.Backend`.
+
+    Attributes:
+        isa: the instruction set that was chosen.
+        threads: threads a step runs on.
+        weight_bytes: bytes of packed weights that one decode step reads.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Iterable[tuple[str, WeightTensor]],
+        *,
+        threads: int | None = None,
+        kv_cache_dtype: str = "bf16",
+        isa: str | None = None,
+    ) -> None:
+        self.spec = spec
+        num_threads = threads or usable_processors()
+        try:
+            self._model: _native.Model | None = _native.Model(
+                _native_spec(spec), num_threads, kv_cache_dtype, isa or os.environ.get(ISA_VARIABLE) or None
+            )
+        except ValueError as error:
+            raise InvalidRequestError(str(error)) from error
+        except RuntimeError as error:
+            raise BackendError(f"cannot start {num_threads} threads: {error}", param="threads") from error
+        try:
+            self._load(weights)
+        except MemoryError as error:
+            raise CapacityError("not enough memory for the weights of this model") from error
+        self.isa: str = self._model.isa
+        self.threads: int = self._model.num_threads
+        self.weight_bytes: int = self._model.weight_bytes
+        self._logits = np.empty((0, spec.vocab_size), dtype=np.float32)
+
+    def kv_bytes_per_block(self) -> int:
+        return self._open().block_bytes
+
+    def allocate_kv_cache(self, num_blocks: int) -> None:
+        try:
+            self._open().allocate_kv_cache(num_blocks)
+        except MemoryError as error:
+            size = num_blocks * self.kv_bytes_per_block()
+            raise CapacityError(f"not enough memory for {num_blocks} KV blocks ({size / 1e9:.2f} GB)") from error
+
+    def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
+        self._open().copy_blocks(pairs)
+
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        rows = batch.logits_rows.shape[0]
+        if self._logits.shape[0] < rows:
+            self._logits = np.empty((rows, self.spec.vocab_size), dtype=np.float32)
+        logits = self._logits[:rows]
+        try:
+            finite = self._open().forward(
+                batch.input_ids,
+                batch.positions,
+                batch.cu_seqlens,
+                batch.kv_lens,
+                batch.block_tables,
+                batch.logits_rows,
+                logits,
+            )
+        except (ValueError, MemoryError) as error:
+            raise BackendError(f"the forward pass failed: {error}") from error
+        if not finite:
+            raise BackendError("the model's logits are not finite: its weights or its activations have overflowed")
+        return ForwardOutput(logits)
+
+    def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
+        return SampledTokens(
+            *_native.sample(
+                logits,
+                sampling.temperature,
+                sampling.top_k,
+                sampling.top_p,
+                sampling.min_p,
+                sampling.seed,
+                sampling.sequence_index,
+                sampling.position,
+                sampling.num_logprobs,
+            )
+        )
+
+    def close(self) -> None:
+        self._model = None
+
+    def _open(self) -> _native.Model:
+        if self._model is None:
+            raise BackendError("this backend is closed")
+        return self._model
+
+    def _load(self, weights: Iterable[tuple[str, WeightTensor]]) -> None:
+        model = self._open()
+        offsets = _norm_offsets(self.spec)
+        for name, tensor in weights:
+            if len(tensor.shape) == 1:
+                values = dequantize(tensor.data, tensor.format).reshape(-1)
+                model.set_vector(name, values + np.float32(offsets.get(name, 0.0)))
+                continue
+            rows, cols = tensor.shape
+            if tensor.format not in BlockFormat:
+                raise UnsupportedModelError(f"tensor {name} has type {tensor.format}", param=name)
+            if not model.set_matrix(name, int(tensor.format), rows, cols, tensor.data):
+                raise not_finite(name, tensor)
+        model.finish()
+
+
+def usable_processors() -> int:
+    """Processors this process may run on, at least one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _native_spec(spec: ModelSpec) -> dict[str, object]:
+    ropes = list(dict.fromkeys(layer.attention.rope for layer in spec.layers))
+    return {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "embedding_scale": spec.embedding_scale,
+        "final_norm_eps": spec.final_norm.eps,
+        "ropes": [{"inv_freq": rope.inv_freq, "attention_factor": rope.attention_factor} for rope in ropes],
+        "layers": [_native_layer(layer, ropes.index(layer.attention.rope)) for layer in spec.layers],
+        "shapes": tensor_shapes(spec),
+    }
+
+
+def _native_layer(layer: LayerSpec, rope: int) -> dict[str, object]:
+    attention = layer.attention
+    return {
+        "num_attention_heads": attention.num_attention_heads,
+        "num_key_value_heads": attention.num_key_value_heads,
+        "head_dim": attention.head_dim,
+        "scale": attention.scale,
+        "sliding_window": attention.sliding_window or 0,
+        "rope": rope,
+        "activation": layer.mlp.activation,
+        "attention_norm_eps": layer.attention_norm.eps,
+        "qk_norm_eps": _eps(attention.qk_norm),
+        "post_attention_norm_eps": _eps(layer.post_attention_norm),
+        "mlp_norm_eps": layer.mlp_norm.eps,
+        "post_mlp_norm_eps": _eps(layer.post_mlp_norm),
+    }
+
+
+def _eps(norm: NormSpec | None) -> float:
+    return 0.0 if norm is None else norm.eps
+
+
+def _norm_offsets(spec: ModelSpec) -> dict[str, float]:
+    """What is added to each norm's weights, by tensor name."""
+    norms: dict[str, NormSpec | None] = {"final_norm.weight": spec.final_norm}
+    for index, layer in enumerate(spec.layers):
+        prefix = f"layers.{index}"
+        norms[f"{prefix}.attention_norm.weight"] = layer.attention_norm
+        norms[f"{prefix}.attention.q_norm.weight"] = layer.attention.qk_norm
+        norms[f"{prefix}.attention.k_norm.weight"] = layer.attention.qk_norm
+        norms[f"{prefix}.post_attention_norm.weight"] = layer.post_attention_norm
+        norms[f"{prefix}.mlp_norm.weight"] = layer.mlp_norm
+        norms[f"{prefix}.post_mlp_norm.weight"] = layer.post_mlp_norm
+    return {name: norm.weight_offset for name, norm in norms.items() if norm is not None}
