@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pellucid.core.errors import InvalidRequestError
+from pellucid.core.sampling_params import SamplingParams
+
+NAN, INF, HUGE = math.nan, math.inf, 10**400
+
+
+def test_defaults_are_vllms() -> None:
+    params = SamplingParams()
+    assert (params.max_tokens, params.temperature, params.top_k, params.top_p, params.min_p) == (16, 1.0, 0, 1.0, 0.0)
+    assert (params.seed, params.logprobs, params.n, params.min_tokens, params.ignore_eos) == (None, None, 1, 0, False)
+    assert (params.stop_strings, params.stop_token_ids, params.include_stop_str_in_output) == ((), (), False)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("max_tokens", [0, -1, 2**31, 2**63, HUGE, 1.0, NAN, True, "5", [5]]),
+        ("temperature", [-0.1, 1e-308, 1e5, NAN, INF, -INF, HUGE, True, "1", None, 1j]),
+        ("top_k", [-2, 2**31, 2**63, HUGE, 1.5, NAN, True, None, "5"]),
+        ("top_p", [0, -0.1, 1.0001, NAN, INF, HUGE, True, None]),
+        ("min_p", [-0.1, 1.0001, NAN, INF, HUGE, True, None]),
+        ("seed", [-1, 2**64, HUGE, 1.0, NAN, True, "1"]),
+        ("logprobs", [-1, 21, 2**31, 2**63, HUGE, True, 1.0]),
+        ("n", [0, -1, 129, 2**31, 2**63, HUGE, True, None, 1.0]),
+        ("min_tokens", [-1, 17, 2**63, HUGE, True, None]),
+        ("ignore_eos", [0, 1, None, "true"]),
+        ("include_stop_str_in_output", [0, None]),
+        ("skip_special_tokens", [1, None]),
+        ("detokenize", [1, None]),
+        ("stop", ["", ["a", ""], ["a"] * 10_000, ["a" * 2000], [1], 5, b"a", {"a": 1}, [None]]),
+        ("stop_token_ids", [[-1], [2**31], [HUGE], [True], ["a"], [1.0], 5, "5", list(range(10_000))]),
+    ],
+)
+def test_refusals_name_the_parameter(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(InvalidRequestError) as caught:
+            SamplingParams(**{name: value})
+        assert caught.value.param == name
+        assert caught.value.message.startswith(name)
+        assert len(caught.value.message) < 300
+
+
+def test_values_are_resolved() -> None:
+    params = SamplingParams(
+        max_tokens=np.int64(5),  # type: ignore[arg-type]
+        temperature=0,
+        top_k=-1,
+        top_p=np.float32(0.5),  # type: ignore[arg-type]
+        stop="end",
+        stop_token_ids=iter([1, 2]),
+    )
+    assert type(params.max_tokens) is int
+    assert params.top_k == 0
+    assert type(params.temperature) is type(params.top_p) is float
+    assert params.greedy
+    assert params.stop_strings == ("end",)
+    assert params.stop_token_ids == (1, 2)
+    assert SamplingParams(stop=None, stop_token_ids=None) == SamplingParams()
+    assert SamplingParams(max_tokens=None, min_tokens=5).max_tokens is None
+
+
+def test_immutable_and_hashable() -> None:
+    params = SamplingParams(stop=["a"], stop_token_ids=[1])
+    assert hash(params) == hash(SamplingParams(stop="a", stop_token_ids=(1,)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.n = 2  # type: ignore[misc]
+
+
+def test_unknown_parameters_are_refused() -> None:
+    with pytest.raises(TypeError, match="presence_penalty"):
+        SamplingParams(presence_penalty=1.0)  # type: ignore[call-arg]
+
+
+def test_stop_strings_need_text() -> None:
+    with pytest.raises(InvalidRequestError, match="detokenize"):
+        SamplingParams(stop="a", detokenize=False)

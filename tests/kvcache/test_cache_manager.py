@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import accumulate
+
+import pytest
+
+from pellucid.core.sequence import Sequence
+from pellucid.kvcache import prefix_cache
+from pellucid.kvcache.block_pool import CacheIntegrityError
+from pellucid.kvcache.cache_manager import CacheManager
+from tests.support.sequences import make_sequence
+
+
+def prefixes(token_ids: list[int]) -> list[int]:
+    """A number for each position that stands for all tokens up to it."""
+    return list(accumulate(token_ids, lambda prefix, token: hash((prefix, token)), initial=0))[1:]
+
+
+class Memory:
+    """What is written in every KV slot: the prefix that the slot's keys and values depend on."""
+
+    def __init__(self, cache: CacheManager) -> None:
+        self.cache = cache
+        self.slots: dict[tuple[int, int], int] = {}
+
+    def compute(self, sequence: Sequence, num_tokens: int) -> bool:
+        if not self.cache.allocate(sequence, num_tokens):
+            return False
+        for source, destination in self.cache.take_copies():
+            for offset in range(64):
+                if (source, offset) in self.slots:
+                    self.slots[destination, offset] = self.slots[source, offset]
+        begin = sequence.num_computed_tokens
+        expected = prefixes(sequence.token_ids)
+        for position in range(begin, begin + num_tokens):
+            self.slots[sequence.block_table[position // 64], position % 64] = expected[position]
+        sequence.num_computed_tokens += num_tokens
+        self.cache.commit(sequence)
+        return True
+
+    def check(self, sequence: Sequence) -> None:
+        for position, expected in enumerate(prefixes(sequence.token_ids)[: sequence.num_computed_tokens]):
+            found = self.slots[sequence.block_table[position // 64], position % 64]
+            assert found == expected, f"{sequence} reads another's keys at {position}"
+
+
+def begin(cache: CacheManager, token_ids: list[int], salt: bytes = b"") -> Sequence:
+    sequence = make_sequence(token_ids, salt=salt)
+    cache.adopt(sequence, cache.match(sequence))
+    return sequence
+
+
+def exercise(seed: int, num_operations: int = 100) -> int:
+    """Random operations over sequences that begin alike; returns how many tokens were found in the cache."""
+    rng = random.Random(seed)
+    cache = CacheManager(rng.choice([6, 12, 30]), enable_prefix_caching=rng.random() < 0.9)
+    memory = Memory(cache)
+    live: list[Sequence] = []
+    hits = 0
+    for _ in range(num_operations):
+        operation = rng.choice(["begin", "compute", "compute", "compute", "append", "fork", "trim", "free"])
+        sequence = rng.choice(live) if live else None
+        if operation == "begin" and len(live) < 6:
+            token_ids = [1] * rng.choice([0, 64, 100, 128]) + [rng.randrange(3) for _ in range(rng.randrange(1, 90))]
+            sequence = begin(cache, token_ids, salt=rng.choice([b"", b"", b"salt"]))
+            hits += sequence.num_computed_tokens
+            live.append(sequence)
+        elif sequence is None:
+            continue
+        elif operation == "compute" and sequence.num_tokens > sequence.num_computed_tokens:
+            memory.compute(sequence, rng.randint(1, sequence.num_tokens - sequence.num_computed_tokens))
+        elif operation == "append":
+            sequence.token_ids += [rng.randrange(3) for _ in range(rng.randrange(1, 30))]
+        elif operation == "fork" and len(live) < 6:
+            child = make_sequence(sequence.token_ids, salt=sequence.group.cache_salt)
+            cache.fork(sequence, child)
+            live.append(child)
+        elif operation == "trim":
+            keep = rng.randint(0, sequence.num_computed_tokens)
+            cache.trim(sequence, keep)
+            if rng.random() < 0.5:  # what a verifier refused is not only forgotten but replaced
+                del sequence.token_ids[max(1, keep) :]
+        elif operation == "free":
+            cache.free(sequence)
+            live.remove(sequence)
+        cache.check_integrity(live)
+        for sequence in live:
+            memory.check(sequence)
+    for sequence in live:
+        cache.free(sequence)
+    cache.check_integrity([])
+    assert cache.pool.num_used == 0
+    return hits
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_no_sequence_ever_reads_anothers_keys(seed: int) -> None:
+    exercise(seed)
+
+
+def test_the_operations_reach_the_cache() -> None:
+    assert sum(exercise(seed) for seed in range(20)) > 2000
+
+
+@pytest.mark.parametrize("broken", ["digest", "copy", "forget", "salt"])
+def test_mutants_are_caught(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if broken == "digest":  # a hash of the block alone, with nothing compared
+        monkeypatch.setattr("pellucid.kvcache.cache_manager.chain_digest", lambda parent, tokens: tokens)
+        monkeypatch.setattr(prefix_cache.PrefixCache, "find", lambda self, digest, parent, tokens: self._block_of.get(digest))
+    elif broken == "copy":
+        monkeypatch.setattr(CacheManager, "take_copies", lambda self: [])
+    elif broken == "forget":
+        monkeypatch.setattr(CacheManager, "_release", lambda self, block: self.pool.release(block, keep=True))
+    else:
+        monkeypatch.setattr(prefix_cache.PrefixCache, "forget", lambda self, block: None)
+    with pytest.raises((AssertionError, CacheIntegrityError, KeyError)):
+        for seed in range(150):
+            exercise(seed)
+
+
+def test_match_takes_whole_blocks_and_leaves_the_last_token() -> None:
+    cache = CacheManager(10)
+    memory = Memory(cache)
+    first = begin(cache, [5] * 200)
+    memory.compute(first, 200)
+    for length, expected in ((200, 3), (193, 3), (192, 2), (128, 1), (65, 1), (64, 0), (1, 0)):
+        assert cache.match(make_sequence([5] * length)) == first.block_table[:expected]
+    assert cache.match(make_sequence([5] * 100 + [6] * 100)) == first.block_table[:1]
+    assert cache.match(make_sequence([6] + [5] * 199)) == []
+    assert cache.match(make_sequence([5] * 200, salt=b"other")) == []
+
+
+def test_what_is_freed_is_found_until_its_room_is_needed() -> None:
+    cache = CacheManager(4)
+    memory = Memory(cache)
+    first = begin(cache, [5] * 200)
+    memory.compute(first, 200)
+    cache.free(first)
+    assert (cache.pool.num_free, cache.pool.num_cached, cache.pool.num_used) == (1, 3, 0)
+    other = begin(cache, [6] * 100)
+    memory.compute(other, 100)
+    again = make_sequence([5] * 200)
+    assert len(cache.match(again)) == 2  # the end of the prefix went first
+    cache.check_integrity([other])
+
+
+def test_allocate_is_all_or_nothing() -> None:
+    cache = CacheManager(3)
+    sequence = begin(cache, [5] * 300)
+    assert not cache.allocate(sequence, 200)
+    assert sequence.block_table == []
+    assert cache.allocate(sequence, 192)
+    assert not cache.allocate(sequence, 193)
+    assert len(sequence.block_table) == 3
+
+
+def test_equal_blocks_computed_twice_are_kept_once() -> None:
+    cache = CacheManager(8)
+    memory = Memory(cache)
+    left, right = begin(cache, [5] * 100), begin(cache, [5] * 100)
+    memory.compute(left, 100)
+    memory.compute(right, 100)
+    assert left.block_table[0] == right.block_table[0]
+    assert left.block_table[1] != right.block_table[1]
+    cache.check_integrity([left, right])
+    assert cache.pool.num_used == 3
+
+
+def test_fork_copies_only_the_last_block_and_only_when_written() -> None:
+    cache = CacheManager(8)
+    memory = Memory(cache)
+    parent = begin(cache, [5] * 100)
+    memory.compute(parent, 100)
+    child = make_sequence(parent.token_ids)
+    cache.fork(parent, child)
+    assert cache.pool.num_used == 2
+    child.token_ids.append(6)
+    parent.token_ids.append(7)
+    assert cache.allocate(child, 1)
+    assert cache.copies == [(parent.block_table[1], child.block_table[1])]
+    assert cache.allocate(parent, 1)
+    assert len(cache.take_copies()) == 1
+    assert cache.take_copies() == []
+    assert child.block_table[0] == parent.block_table[0]
+
+
+def test_clear_prefix_cache() -> None:
+    cache = CacheManager(8)
+    memory = Memory(cache)
+    first, second = begin(cache, [5] * 100), begin(cache, [6] * 100)
+    memory.compute(first, 100)
+    memory.compute(second, 100)
+    cache.free(first)
+    cache.clear_prefix_cache()
+    cache.check_integrity([second])
+    assert cache.match(make_sequence([5] * 100)) == []
+    assert cache.match(make_sequence([6] * 100)) == second.block_table[:1]
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda cache, sequence: cache.adopt(sequence, []),
+        lambda cache, sequence: cache.fork(make_sequence([1]), sequence),
+        lambda cache, sequence: cache.trim(sequence, 101),
+        lambda cache, sequence: cache.trim(sequence, -1),
+    ],
+)
+def test_misuse_is_an_error(misuse: Callable[[CacheManager, Sequence], object]) -> None:
+    cache = CacheManager(8)
+    sequence = begin(cache, [5] * 100)
+    Memory(cache).compute(sequence, 100)
+    with pytest.raises(CacheIntegrityError):
+        misuse(cache, sequence)
+    cache.check_integrity([sequence])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda cache, sequence: sequence.block_table.pop(),
+        lambda cache, sequence: sequence.block_table.append(sequence.block_table[0]),
+        lambda cache, sequence: sequence.block_table.__setitem__(0, 7),
+        lambda cache, sequence: setattr(sequence, "num_computed_tokens", 500),
+        lambda cache, sequence: cache._prefix_cache.forget(sequence.block_table[0])
+        or cache.pool.release(sequence.block_table.pop(0), keep=True),
+    ],
+)
+def test_damage_is_found(damage: Callable[[CacheManager, Sequence], object]) -> None:
+    cache = CacheManager(8)
+    sequence = begin(cache, [5] * 100)
+    Memory(cache).compute(sequence, 100)
+    cache.check_integrity([sequence])
+    damage(cache, sequence)
+    with pytest.raises(CacheIntegrityError):
+        cache.check_integrity([sequence])

@@ -1,0 +1,86 @@
+"""Engines over the fake backend, which check their books at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pellucid.core.config import SchedulerConfig
+from pellucid.core.outputs import RequestOutput, TokenOutput
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.engine.llm_engine import LLMEngine
+from pellucid.engine.output_processor import StepOutput
+from tests.support.fake_backend import FakeBackend
+from tests.support.fake_tokenizer import FakeTokenizer
+
+
+class CheckedEngine(LLMEngine):
+    """Collects what it says.
+
+    Attributes:
+        replies: terminal replies by request; a second one for a request is an error.
+        tokens: streamed tokens by request.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.replies: dict[str, RequestOutput] = {}
+        self.tokens: dict[str, list[TokenOutput]] = {}
+
+    def step(self) -> StepOutput:
+        return self._checked(super().step())
+
+    def abort(self, request_id: str) -> StepOutput | None:
+        output = super().abort(request_id)
+        return None if output is None else self._checked(output)
+
+    def run(self, max_steps: int = 100_000) -> None:
+        for _ in range(max_steps):
+            if not self.has_unfinished():
+                return
+            self.step()
+        raise AssertionError(f"unfinished after {max_steps} steps")
+
+    def _checked(self, output: StepOutput) -> StepOutput:
+        self.scheduler.check_integrity()
+        for token in output.tokens:
+            assert token.request_id not in self.replies, "a token after the terminal reply"
+            self.tokens.setdefault(token.request_id, []).append(token)
+        for reply in output.finished:
+            assert reply.request_id not in self.replies, "a second terminal reply"
+            self.replies[reply.request_id] = reply
+        return output
+
+
+def make_engine(
+    *,
+    num_blocks: int = 64,
+    max_model_len: int = 1024,
+    max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 128,
+    max_waiting: int | None = None,
+    max_queue_seconds: float | None = None,
+    backend: FakeBackend | None = None,
+    **kwargs: Any,
+) -> CheckedEngine:
+    backend = backend or FakeBackend()
+    backend.allocate_kv_cache(num_blocks)
+    config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_waiting, max_queue_seconds)
+    return CheckedEngine(
+        backend, FakeTokenizer(), config, num_blocks=num_blocks, max_model_len=max_model_len, **kwargs
+    )
+
+
+def answer_alone(prompt: Sequence[int], params: SamplingParams, *, seed: int, max_model_len: int = 1024) -> RequestOutput:
+    """What a request gets with an engine to itself, in one chunk and without a prefix cache."""
+    engine = make_engine(
+        num_blocks=40 * params.n,
+        max_model_len=max_model_len,
+        max_num_seqs=params.n,
+        max_num_batched_tokens=4096,
+        enable_prefix_caching=False,
+        seed=seed,
+    )
+    engine.add_request("alone", list(prompt), params)
+    engine.run()
+    return engine.replies["alone"]
