@@ -285,10 +285,10 @@ def test_min_tokens_bars_stop_tokens_and_reports_the_models_own_logprobs() -> No
     assert barred.logprobs is not None
     second = barred.token_ids[0]
     assert second != best
-    assert {k: v for k, v in barred.logprobs[0].items()} == first.logprobs[0]
+    assert barred.logprobs[0] == first.logprobs[0]
     assert first.logprobs[0][best].rank == 1
     assert first.logprobs[0][second].rank == 2
-    assert list(barred.logprobs[0])[0] == second
+    assert next(iter(barred.logprobs[0])) == second
 
 
 def test_seeds() -> None:

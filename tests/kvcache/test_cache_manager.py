@@ -104,11 +104,18 @@ def test_the_operations_reach_the_cache() -> None:
     assert sum(exercise(seed) for seed in range(20)) > 2000
 
 
+def exercise_all() -> None:
+    for seed in range(150):
+        exercise(seed)
+
+
 @pytest.mark.parametrize("broken", ["digest", "copy", "forget", "salt"])
 def test_mutants_are_caught(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken == "digest":  # a hash of the block alone, with nothing compared
         monkeypatch.setattr("pellucid.kvcache.cache_manager.chain_digest", lambda parent, tokens: tokens)
-        monkeypatch.setattr(prefix_cache.PrefixCache, "find", lambda self, digest, parent, tokens: self._block_of.get(digest))
+        monkeypatch.setattr(
+            prefix_cache.PrefixCache, "find", lambda self, digest, parent, tokens: self._block_of.get(digest)
+        )
     elif broken == "copy":
         monkeypatch.setattr(CacheManager, "take_copies", lambda self: [])
     elif broken == "forget":
@@ -116,8 +123,7 @@ def test_mutants_are_caught(broken: str, monkeypatch: pytest.MonkeyPatch) -> Non
     else:
         monkeypatch.setattr(prefix_cache.PrefixCache, "forget", lambda self, block: None)
     with pytest.raises((AssertionError, CacheIntegrityError, KeyError)):
-        for seed in range(150):
-            exercise(seed)
+        exercise_all()
 
 
 def test_match_takes_whole_blocks_and_leaves_the_last_token() -> None:
@@ -224,8 +230,10 @@ def test_misuse_is_an_error(misuse: Callable[[CacheManager, Sequence], object]) 
         lambda cache, sequence: sequence.block_table.append(sequence.block_table[0]),
         lambda cache, sequence: sequence.block_table.__setitem__(0, 7),
         lambda cache, sequence: setattr(sequence, "num_computed_tokens", 500),
-        lambda cache, sequence: cache._prefix_cache.forget(sequence.block_table[0])
-        or cache.pool.release(sequence.block_table.pop(0), keep=True),
+        lambda cache, sequence: (
+            cache._prefix_cache.forget(sequence.block_table[0])
+            or cache.pool.release(sequence.block_table.pop(0), keep=True)
+        ),
     ],
 )
 def test_damage_is_found(damage: Callable[[CacheManager, Sequence], object]) -> None:

@@ -66,12 +66,12 @@ def make_engine(
     backend = backend or FakeBackend()
     backend.allocate_kv_cache(num_blocks)
     config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_waiting, max_queue_seconds)
-    return CheckedEngine(
-        backend, FakeTokenizer(), config, num_blocks=num_blocks, max_model_len=max_model_len, **kwargs
-    )
+    return CheckedEngine(backend, FakeTokenizer(), config, num_blocks=num_blocks, max_model_len=max_model_len, **kwargs)
 
 
-def answer_alone(prompt: Sequence[int], params: SamplingParams, *, seed: int, max_model_len: int = 1024) -> RequestOutput:
+def answer_alone(
+    prompt: Sequence[int], params: SamplingParams, *, seed: int, max_model_len: int = 1024
+) -> RequestOutput:
     """What a request gets with an engine to itself, in one chunk and without a prefix cache."""
     engine = make_engine(
         num_blocks=40 * params.n,

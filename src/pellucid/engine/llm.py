@@ -258,6 +258,8 @@ class LLM:
         progress: bool,
     ) -> list[RequestOutput]:
         params = _one_each(sampling_params, len(prompts))
+        for distinct in {id(each): each for each in params}.values():
+            self._engine.check_params(distinct)
         prepared = [self._prepare(prompt, index, len(prompts)) for index, prompt in enumerate(prompts)]
         replies: list[RequestOutput | None] = [None] * len(prompts)
         index_of: dict[str, int] = {}

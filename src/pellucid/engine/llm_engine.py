@@ -128,6 +128,27 @@ class LLMEngine:
             )
         return checked
 
+    def check_params(self, sampling_params: SamplingParams) -> None:
+        """Check what only the engine and the model can tell of a request's parameters.
+
+        Raises:
+            InvalidRequestError: more continuations than run at once, or a stop token out of the vocabulary.
+        """
+        if not isinstance(sampling_params, SamplingParams):
+            raise InvalidRequestError("sampling_params must be a SamplingParams", param="sampling_params")
+        if sampling_params.n > self._config.max_num_seqs:
+            raise InvalidRequestError(
+                f"n is {sampling_params.n}, but at most {self._config.max_num_seqs} sequences run (max_num_seqs)",
+                param="n",
+            )
+        vocab_size = self._backend.spec.vocab_size
+        for token_id in sampling_params.stop_token_ids or ():
+            if token_id >= vocab_size:
+                raise InvalidRequestError(
+                    f"stop_token_ids has {token_id}, but the vocabulary has ids 0 to {vocab_size - 1}",
+                    param="stop_token_ids",
+                )
+
     def add_request(
         self,
         request_id: str,
@@ -154,25 +175,12 @@ class LLMEngine:
         """
         if request_id in self._groups:
             raise InvalidRequestError(f"request_id {request_id!r} is in use", param="request_id")
-        if not isinstance(sampling_params, SamplingParams):
-            raise InvalidRequestError("sampling_params must be a SamplingParams", param="sampling_params")
+        self.check_params(sampling_params)
         priority = check_integer("priority", priority, -(2**31), 2**31 - 1)
         if not isinstance(cache_salt, str) or len(cache_salt) > MAX_SALT_CHARACTERS:
             raise InvalidRequestError(
                 f"cache_salt must be a string of up to {MAX_SALT_CHARACTERS} characters", param="cache_salt"
             )
-        if sampling_params.n > self._config.max_num_seqs:
-            raise InvalidRequestError(
-                f"n is {sampling_params.n}, but at most {self._config.max_num_seqs} sequences run (max_num_seqs)",
-                param="n",
-            )
-        vocab_size = self._backend.spec.vocab_size
-        for token_id in sampling_params.stop_token_ids or ():
-            if token_id >= vocab_size:
-                raise InvalidRequestError(
-                    f"stop_token_ids has {token_id}, but the vocabulary has ids 0 to {vocab_size - 1}",
-                    param="stop_token_ids",
-                )
         if not isinstance(prompt, Prompt):
             prompt = self.prepare(prompt)
         group = SequenceGroup(

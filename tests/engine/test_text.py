@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.engine.text import SequenceText
+from tests.support.fake_tokenizer import FakeTokenizer
+
+
+class ByteTokenizer(FakeTokenizer):
+    """Token i is byte i."""
+
+    special_ids = frozenset({0})
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
+def run(text: str, cut: int | None = None, **params: Any) -> tuple[list[str], SequenceText]:
+    sequence_text = SequenceText(SamplingParams(**params), ByteTokenizer())  # type: ignore[arg-type]
+    pieces = []
+    for token in text.encode()[:cut]:
+        pieces.append(sequence_text.push(token, stopped=False))
+        if sequence_text.stop_string is not None:
+            break
+    pieces.append(sequence_text.finish())
+    assert "".join(pieces) == sequence_text.text
+    return pieces, sequence_text
+
+
+def test_characters_come_whole() -> None:
+    pieces, _ = run("aé漢🦉")
+    assert [piece for piece in pieces if piece] == ["a", "é", "漢", "🦉"]
+    _, text = run("a漢", cut=3)
+    assert text.text == "a\ufffd"
+
+
+@pytest.mark.parametrize(("include", "expected"), [(False, "one "), (True, "one two")])
+def test_stop_string(include: bool, expected: str) -> None:
+    pieces, text = run("one twain two three", stop="two", include_stop_str_in_output=include)
+    assert text.stop_string == "two"
+    assert text.text == ("one twain two" if include else "one twain ")
+    assert "t" not in pieces[:5]
+
+
+def test_what_only_began_like_a_stop_string_is_released_at_the_end() -> None:
+    _, text = run("one tw", stop="two")
+    assert text.stop_string is None
+    assert text.text == "one tw"
+
+
+def test_min_tokens_lets_the_stop_string_pass() -> None:
+    _, text = run("two two", stop="two", min_tokens=4)
+    assert (text.text, text.stop_string) == ("two ", "two")
+
+
+def test_the_stopping_token_is_left_out() -> None:
+    for include, expected in ((False, "a"), (True, "ab")):
+        text = SequenceText(SamplingParams(include_stop_str_in_output=include), ByteTokenizer())  # type: ignore[arg-type]
+        text.push(ord("a"), stopped=False)
+        text.push(ord("b"), stopped=True)
+        text.finish()
+        assert text.text == expected
+
+
+def test_without_detokenizing_there_is_no_text() -> None:
+    assert run("abc", detokenize=False)[1].text == ""
+
+
+def test_special_tokens() -> None:
+    assert run("a\0b")[1].text == "ab"
+    assert run("a\0b", skip_special_tokens=False)[1].text == "a\0b"

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from pellucid.core.errors import CapacityError, InvalidRequestError
+from pellucid.estimate import memory
+from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory, kv_bytes_per_block
+from tests.support.tiny_models import GEMMA3, LLAMA, tiny_spec
+
+
+def test_kv_bytes_per_block() -> None:
+    # 2 layers, keys and values, 2 heads of 16 values, 64 tokens
+    assert kv_bytes_per_block(tiny_spec(LLAMA), "f32") == 2 * 2 * 2 * 16 * 64 * 4
+    assert kv_bytes_per_block(tiny_spec(LLAMA), "bf16") == 2 * 2 * 2 * 16 * 64 * 2
+    assert kv_bytes_per_block(tiny_spec(GEMMA3), "f16") == 7 * 2 * 1 * 32 * 64 * 2
+    with pytest.raises(InvalidRequestError, match="bf16, f16, f32"):
+        kv_bytes_per_block(tiny_spec(LLAMA), "int3")
+
+
+def decide(**changes: int | None) -> KVCapacity:
+    arguments: dict[str, int | None] = {
+        "bytes_per_block": 1000,
+        "model_max_len": 2048,
+        "max_model_len": None,
+        "max_num_seqs": 4,
+        "kv_cache_memory": None,
+        "free_memory": 10**9,
+        **changes,
+    }
+    return decide_kv_capacity(**arguments)  # type: ignore[arg-type]
+
+
+def test_capacity() -> None:
+    assert decide() == (4 * 32, 2048)  # more is never used
+    assert decide(max_model_len=100) == (4 * 2, 100)
+    assert decide(free_memory=100_000) == (50, 2048)  # half of it
+    assert decide(free_memory=20_000) == (10, 640)  # what the memory holds of what the model could
+    assert decide(kv_cache_memory=40_999) == (40, 2048)
+    assert decide(kv_cache_memory=32_000, max_model_len=2048) == (32, 2048)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match=r"2049.*at most 2048"):
+        decide(max_model_len=2049)
+    with pytest.raises(CapacityError, match=r"32,000 bytes.*31,999.*1984 tokens"):
+        decide(kv_cache_memory=31_999, max_model_len=2048)
+    with pytest.raises(CapacityError, match="one KV block"):
+        decide(kv_cache_memory=999)
+    with pytest.raises(CapacityError, match="50% of the free memory"):
+        decide(free_memory=1500)
+
+
+def test_free_memory_obeys_the_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < free_memory() < 2**50
+    monkeypatch.setattr(memory, "_system_free_memory", lambda: 10**10)
+    monkeypatch.setattr(memory, "_reclaimable_memory", lambda: 500)
+    files = {"/sys/fs/cgroup/memory.max": 3000, "/sys/fs/cgroup/memory.current": 1000}
+    monkeypatch.setattr(memory, "_read_integer", files.get)
+    assert free_memory() == 2500
+    monkeypatch.setattr(memory, "_read_integer", lambda path: None)
+    assert free_memory() == 10**10
