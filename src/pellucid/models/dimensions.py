@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from pellucid.core.errors import ModelFileError, UnsupportedModelError
 from pellucid.models.fields import Fields
 from pellucid.models.rope import MAX_POSITION
@@ -116,7 +118,7 @@ def dimensions_from_gguf(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) 
         num_key_value_heads=fields.integer("attention.head_count_kv", num_attention_heads, maximum=MAX_HEADS),
         head_dim=head_dim,
         max_position_embeddings=fields.integer("context_length", maximum=MAX_POSITION),
-        rms_norm_eps=fields.positive("attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=_float32(fields.positive("attention.layer_norm_rms_epsilon")),
     )
 
 
@@ -137,5 +139,10 @@ def dimensions_from_config(fields: Fields) -> Dimensions:
         num_key_value_heads=fields.integer("num_key_value_heads", num_attention_heads, maximum=MAX_HEADS),
         head_dim=fields.integer("head_dim", hidden_size // num_attention_heads, minimum=2, maximum=MAX_HEAD_DIM),
         max_position_embeddings=fields.integer("max_position_embeddings", maximum=MAX_POSITION),
-        rms_norm_eps=fields.positive("rms_norm_eps"),
+        rms_norm_eps=_float32(fields.positive("rms_norm_eps")),
     )
+
+
+def _float32(value: float) -> float:
+    """What the arithmetic sees of it, and all that GGUF keeps."""
+    return float(np.float32(value))

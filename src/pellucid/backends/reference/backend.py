@@ -14,6 +14,7 @@ from pellucid.backends.reference.kv_cache import KVCache
 from pellucid.backends.reference.ops import activate, linear, rms_norm, rope_angles, rotate
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError
+from pellucid.decoding import sampler
 from pellucid.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from pellucid.quant.formats import dequantize
 from pellucid.weights.loader import ModelFile, require_finite
@@ -105,8 +106,6 @@ class ReferenceBackend:
         return ForwardOutput(logits)
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
-        from pellucid.decoding import sampler
-
         self._require_open()
         return sampler.sample(logits, sampling)
 

@@ -57,7 +57,7 @@ class KVCache:
         self._layers = []
         try:
             self._layers = [np.zeros((num_blocks, *shape), np.uint8) for shape in self._block_shapes()]
-        except MemoryError:
+        except (MemoryError, ValueError):  # ValueError: more bytes than an array can have
             raise CapacityError(
                 f"no memory for {num_blocks} KV blocks of {self.bytes_per_block} bytes; ask for fewer",
                 param="num_blocks",

@@ -116,13 +116,12 @@ def spec_from_gguf(header: GGUFHeader) -> ModelSpec:
         context_length=dimensions.max_position_embeddings,
     )
     local_theta = fields.positive("rope.freq_base_swa", LOCAL_ROPE_THETA)
-    sliding_window = fields.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_POSITION) or None
     return _spec(
         dimensions,
         scale=fields.positive("attention.scale", _gguf_attention_scale(dimensions)),
         global_rope=global_rope,
         local_rope=rope_spec(default_inv_freq(local_theta, rotary_dim)),
-        sliding_window=sliding_window,
+        sliding_window=fields.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_POSITION),
         slides=_gguf_sliding_layers(fields, dimensions.num_hidden_layers),
         # A GGUF norm weight already has Gemma's 1 added.
         norm=NormSpec(eps=dimensions.rms_norm_eps),
@@ -138,7 +137,10 @@ def _gguf_attention_scale(dimensions: Dimensions) -> float:
 
 
 def _gguf_sliding_layers(fields: Fields, num_layers: int) -> list[bool]:
-    """Which layers slide: the pattern is a number n (every n-th layer does not) or a flag a layer."""
+    """Which layers slide: the pattern is a number n (every n-th layer does not) or a flag a layer; none does where the
+    file has no window."""
+    if fields.integer("attention.sliding_window", 0, minimum=0, maximum=MAX_POSITION) == 0:
+        return [False] * num_layers
     pattern = fields.raw("attention.sliding_window_pattern")
     if isinstance(pattern, list | np.ndarray):
         if len(pattern) != num_layers:
@@ -180,7 +182,7 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
             rotary_dim=dimensions.head_dim,
             max_position_embeddings=dimensions.max_position_embeddings,
         ),
-        sliding_window=fields.integer("sliding_window", maximum=MAX_POSITION) if fields.has("sliding_window") else None,
+        sliding_window=fields.integer("sliding_window", 4096, maximum=MAX_POSITION),
         slides=_config_sliding_layers(fields, dimensions.num_hidden_layers),
         norm=NormSpec(eps=dimensions.rms_norm_eps, weight_offset=1.0),
         tie_word_embeddings=fields.flag("tie_word_embeddings", True),
@@ -220,7 +222,7 @@ def _spec(
     scale: float,
     global_rope: RopeSpec,
     local_rope: RopeSpec,
-    sliding_window: int | None,
+    sliding_window: int,
     slides: Sequence[bool],
     norm: NormSpec,
     tie_word_embeddings: bool,

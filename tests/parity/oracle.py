@@ -1,0 +1,51 @@
+"""transformers in float32 with eager attention, given a model's canonical weights. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from pellucid.models.registry import family_for_model_type
+from pellucid.models.spec import ModelSpec
+from pellucid.weights.tensor_map import tensor_sources
+
+CLASSES = {
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+}
+
+
+def transformers_model(
+    config: Mapping[str, Any], spec: ModelSpec, weights: Mapping[str, np.ndarray]
+) -> transformers.PreTrainedModel:
+    """A transformers model of `config` that holds `weights`.
+
+    Args:
+        config: a config.json.
+        spec: the spec that `weights` belong to; only its norms may differ from what `config` says.
+        weights: float32 by canonical names.
+    """
+    config_class, model_class = CLASSES[config["model_type"]]
+    described = {key: value for key, value in config.items() if key != "model_type"}
+    model = model_class(config_class(**described, attn_implementation="eager")).eval()
+    family = family_for_model_type(config["model_type"])
+    state = {}
+    offset = family.spec_from_config(config).final_norm.weight_offset - spec.final_norm.weight_offset
+    for name, source in tensor_sources(spec, family.hf_names).items():
+        values = weights[name] - np.float32(offset) if "norm" in name else weights[name]
+        state[source.name] = torch.from_numpy(values)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or set(missing) - ({"lm_head.weight"} if spec.tie_word_embeddings else set()):
+        raise AssertionError(f"transformers lacks {missing} and does not know {unexpected}")
+    return model
+
+
+def transformers_logits(model: transformers.PreTrainedModel, tokens: list[int]) -> np.ndarray:
+    """Logits of every token, [num_tokens, vocab_size], in the model's own precision."""
+    with torch.inference_mode():
+        logits: np.ndarray = model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+    return logits
