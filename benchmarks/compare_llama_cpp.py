@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         result = compare(args)
-    except (PellucidError, PeerError) as error:
+    except (PellucidError, PeerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:

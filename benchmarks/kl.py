@@ -6,7 +6,7 @@ token most likely. Perplexity is of the text itself. Everything runs on the same
 The f32 logits come from --hf-folder through transformers (the file dequantized to a transformers folder), or, without
 it, from Pellucid's reference executor, which computes in f32 on the dequantized weights of the file.
 
-usage: kl.py FILE.gguf --peer-python PATH [--hf-folder DIR] [--text benchmarks/text.txt] [--max-tokens 1024] [--json]
+usage: kl.py FILE.gguf --peer-python PATH [--hf-folder DIR] [--text FILE] [--max-tokens 1024] [--threads 2] [--json]
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from peer_process import PeerError, PeerProcess
 
 from pellucid import LLM, PellucidError
+from pellucid.tokenizer import Tokenizer
+from pellucid.weights.gguf import GGUFFile
 
 CHUNK = 32
 Logits = NDArray[np.float32]
@@ -55,51 +57,67 @@ def compare(reference: Logits, logits: Logits, ids: list[int]) -> dict[str, floa
     }
 
 
-def pellucid_logits(file: str, threads: int, ids: list[int], backend: str) -> Logits:
-    llm = LLM(file, threads=threads, max_model_len=len(ids) + 64, backend=backend)
-    try:
-        return llm.logits(ids)
-    finally:
-        llm.close()
+def pellucid_logits(args: argparse.Namespace, ids: list[int], backend: str, kv_cache_dtype: str) -> tuple[str, Logits]:
+    """The name of the backend that ran, and its logits."""
+    with LLM(
+        args.file,
+        threads=args.threads,
+        max_model_len=len(ids) + 64,
+        backend=backend,
+        kv_cache_dtype=kv_cache_dtype,
+    ) as llm:
+        return llm.backend_name, llm.logits(ids)
 
 
-def peer_logits(python: str, engine: str, arguments: Sequence[object], ids: list[int], path: Path) -> Logits:
-    with PeerProcess(python, engine, *arguments) as peer:
-        peer.ask("logits", ids=ids, path=str(path))
+def load(path: Path) -> Logits:
     mapped: Logits = np.load(path, mmap_mode="r")
     return mapped
 
 
+def peer_logits(peer: PeerProcess, ids: list[int], path: Path) -> Logits:
+    peer.ask("logits", ids=ids, path=str(path))
+    return load(path)
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     text = Path(args.text).read_text(encoding="utf-8")
-    llm = LLM(args.file, threads=args.threads, max_model_len=256)
-    ids = llm.tokenizer.encode(text)[: args.max_tokens]
-    llm.close()
+    ids = tokenizer_of(args.file).encode(text)[: args.max_tokens]
     with tempfile.TemporaryDirectory() as folder:
+        # The peer first: where it cannot run, nothing else needs to.
+        with PeerProcess(args.peer_python, "llama.cpp", args.file, args.threads, len(ids) + 64, 1) as peer:
+            version = peer.version
+            theirs = peer_logits(peer, ids, Path(folder, "llama.cpp.npy"))
         if args.hf_folder:
-            reference = peer_logits(
-                args.peer_python, "transformers", (args.hf_folder, args.threads), ids, Path(folder, "f32.npy")
-            )
+            python = args.hf_python or args.peer_python
+            with PeerProcess(python, "transformers", args.hf_folder, args.threads) as peer:
+                source, reference = peer.version, peer_logits(peer, ids, Path(folder, "f32.npy"))
         else:
-            reference = pellucid_logits(args.file, args.threads, ids, "reference")
-        ours = pellucid_logits(args.file, args.threads, ids, "auto")
-        theirs = peer_logits(
-            args.peer_python, "llama.cpp", (args.file, args.threads, len(ids) + 64, 1), ids, Path(folder, "peer.npy")
-        )
+            source, reference = pellucid_logits(args, ids, "reference", "f32")
+        backend, ours = pellucid_logits(args, ids, args.backend, args.kv_cache_dtype)
         if not reference.shape == ours.shape == theirs.shape:
             raise PeerError(f"logits differ in shape: {reference.shape}, {ours.shape}, {theirs.shape}")
         return {
             "file": str(args.file),
             "text": str(args.text),
             "tokens": len(ids),
+            "reference": source,
+            "backend": backend,
+            "kv_cache_dtype": args.kv_cache_dtype,
+            "peer": version,
             "f32": compare(reference, reference, ids),
             "pellucid": compare(reference, ours, ids),
             "llama.cpp": compare(reference, theirs, ids),
         }
 
 
+def tokenizer_of(file: str) -> Tokenizer:
+    with GGUFFile.open(file) as source:
+        return Tokenizer.from_gguf(source.metadata)
+
+
 def print_result(result: dict[str, Any]) -> None:
-    print(f"{result['file']} on {result['tokens']} tokens of {result['text']}, against f32")
+    print(f"{result['file']} on {result['tokens']} tokens of {result['text']}")
+    print(f"f32: {result['reference']}; pellucid: {result['backend']}, KV {result['kv_cache_dtype']}; {result['peer']}")
     print(f"{'':12}{'mean KL':>10}{'p99 KL':>10}{'top-1':>9}{'perplexity':>12}")
     for engine in ("f32", "pellucid", "llama.cpp"):
         row = result[engine]
@@ -114,7 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", metavar="FILE.gguf")
     parser.add_argument("--peer-python", required=True, help="Python of an environment with llama-cpp-python")
-    parser.add_argument("--hf-folder", help="the same weights as a float32 transformers folder (needs torch there too)")
+    parser.add_argument("--hf-folder", help="the same weights as a float32 transformers folder")
+    parser.add_argument(
+        "--hf-python", help="Python of an environment with torch and transformers (default: the peer's)"
+    )
+    parser.add_argument("--backend", default="auto", help="Pellucid's backend (default: auto)")
+    parser.add_argument("--kv-cache-dtype", default="bf16", help="Pellucid's KV cache (default: bf16)")
     parser.add_argument("--text", default=str(Path(__file__).with_name("text.txt")))
     parser.add_argument("--max-tokens", type=int, default=1024, help="most tokens of the text to use (default: 1024)")
     parser.add_argument("--threads", type=int, default=2)
@@ -122,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         result = measure(args)
-    except (PellucidError, PeerError) as error:
+    except (PellucidError, PeerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:
