@@ -19,7 +19,7 @@ from typing import Any
 
 from peer_process import PeerError, PeerProcess
 
-from pellucid import LLM, PellucidError, SamplingParams
+from pellucid import LLM, BackendError, PellucidError, SamplingParams
 from pellucid.cli import limits
 from pellucid.cli.model_cost import ModelCost
 from pellucid.estimate.speed import Utilization
@@ -41,6 +41,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     with PeerProcess(args.peer_python, "llama.cpp", args.file, args.threads, length + 64, 0) as peer:
         llm = LLM(args.file, threads=args.threads, max_model_len=length + 64, enable_prefix_caching=False)
         cost = ModelCost.of(llm)
+        if cost is None:
+            raise BackendError("the native core is not built: there is nothing to compare")
         for round_index in range(args.rounds + 1):  # the first round warms up
             prompt = fixed_ids(args.prefill, llm.spec.vocab_size, round_index)
             followers = fixed_ids(args.decode, llm.spec.vocab_size, round_index + 1)
@@ -49,7 +51,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             time.sleep(SETTLE_SECONDS)
             seconds = {op: peer.ask(op, ids=ids)["seconds"] for op, ids in (("prefill", prompt), ("decode", followers))}
             time.sleep(SETTLE_SECONDS)
-            bandwidth = limits.read_bandwidth(args.threads, cost.weight_bytes)
+            bandwidth = limits.read_bandwidth(cost.threads, cost.weight_bytes)
             if round_index == 0:
                 continue
             times["pellucid"]["prefill"].append(args.prefill / metrics.prefill)

@@ -5,6 +5,8 @@ import pytest
 
 from pellucid.cli import bench, limits
 from pellucid.cli.main import main
+from pellucid.cli.model_cost import ModelCost
+from tests.support.tiny_models import LLAMA, tiny_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:the native core is not installed")
 
@@ -22,8 +24,15 @@ def measured_limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         return rates[name] * (1 + calls[name] / 1000)
 
     monkeypatch.setattr(limits, "read_bandwidth", lambda threads, size: measure("bandwidth"))
-    monkeypatch.setattr(limits, "int8_peak", lambda threads: measure("int8"))
+    monkeypatch.setattr(limits, "int8_peak", lambda threads, isa: measure("int8"))
     return rates
+
+
+@pytest.fixture
+def counted_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cost as the native core has it, whatever runs the model here."""
+    cost = ModelCost(tiny_spec(LLAMA), weight_bytes=100_000, kv_bytes_per_token=256.0, threads=2, isa="avx2")
+    monkeypatch.setattr(ModelCost, "of", lambda llm: cost)
 
 
 def run(capsys: pytest.CaptureFixture[str], model: str, *arguments: str) -> dict[str, Any]:
@@ -31,7 +40,7 @@ def run(capsys: pytest.CaptureFixture[str], model: str, *arguments: str) -> dict
     return json.loads(capsys.readouterr().out)
 
 
-def test_json(chat_model: str, measured_limits, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json(chat_model: str, measured_limits, counted_work, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(capsys, chat_model, "--no-cold-start")
     assert [(row["phase"], row["tokens"]) for row in result["speed"]] == [
         ("prefill", 8),
@@ -47,7 +56,7 @@ def test_json(chat_model: str, measured_limits, capsys: pytest.CaptureFixture[st
 
 
 def test_a_share_above_the_limit_is_a_measurement_error(
-    chat_model: str, measured_limits, capsys: pytest.CaptureFixture[str]
+    chat_model: str, measured_limits, counted_work, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured_limits["bandwidth"] = 1.0
     decode = run(capsys, chat_model, "--no-cold-start")["speed"][-1]
@@ -55,20 +64,15 @@ def test_a_share_above_the_limit_is_a_measurement_error(
     assert decode["share_text"] == "measurement error"
 
 
-def test_without_the_native_core_no_share_is_invented(
-    chat_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def unavailable(*_: object) -> float:
-        raise limits.BackendError("not built")
-
-    monkeypatch.setattr(limits, "read_bandwidth", unavailable)
-    monkeypatch.setattr(limits, "int8_peak", unavailable)
-    result = run(capsys, chat_model, "--no-cold-start")
+def test_of_another_backend_no_share_is_invented(chat_model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(capsys, chat_model, "--no-cold-start", "--backend", "reference")
     assert result["limits"] == {"read_bandwidth_bytes_per_s": None, "int8_operations_per_s": None}
-    assert {row["share_text"] for row in result["speed"]} == {"limit not measured"}
+    assert {(row["share_text"], row["achieved"]) for row in result["speed"]} == {("limit not measured", None)}
 
 
-def test_table_and_cold_start(chat_model: str, measured_limits, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_cold_start(
+    chat_model: str, measured_limits, counted_work, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", "--model", chat_model, "--prefill", "8", "--decode", "4", "--repeat", "1"]) == 0
     out = capsys.readouterr().out
     assert "prefill 8" in out

@@ -12,7 +12,8 @@ from pellucid.core.errors import BackendError
 def native_core(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     core = SimpleNamespace(
         __file__="/x/_native.so",
-        cpu_info=lambda: {"chosen": "avx2", "available": ["avx2", "portable"]},
+        instruction_sets=lambda: ["avx2", "portable"],
+        cpu_features=lambda: ["avx2", "fma"],
         peak_isas=lambda: ["avx2", "portable"],
         measure_read_bandwidth=lambda threads, size, seconds: threads * 10e9,
         measure_int8_peak=lambda threads, isa, seconds: threads * (400e9 if isa == "avx2" else 10e9),
@@ -25,10 +26,18 @@ def test_report(native_core, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--threads", "2"]) == 0
     out = capsys.readouterr().out
     assert "Backend: cpu, the native core" in out
-    assert "chosen     avx2" in out
+    assert "instruction set  avx2: the best of those this processor has" in out
     assert "Limits measured with 2 threads" in out
     assert "20.0 GB/s" in out
     assert "int8, avx2      800 GOPS" in out
+
+
+def test_a_forced_instruction_set_is_said(native_core, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PELLUCID_ISA", "portable")
+    assert main(["doctor", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "instruction set  portable: PELLUCID_ISA asks for it" in out
+    assert "PELLUCID_ISA  portable" in out
 
 
 def test_json(native_core, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,17 +43,19 @@ class Series:
 
     Attributes:
         rates: tokens a second, one a repetition.
-        work: bytes (decode) or operations (prefill) that a token takes.
+        work: bytes (decode) or operations (prefill) that a token takes; None where the backend's work is not counted.
     """
 
     phase: str
     num_tokens: int
-    work: float
+    work: float | None
     rates: list[float] = field(default_factory=list)
 
     def utilization(self, limit: float | None) -> Utilization | None:
-        """The median beside the limit, where the limit could be measured."""
-        return None if limit is None else Utilization(statistics.median(self.rates) * self.work, limit)
+        """The median beside the limit, where both are known."""
+        if limit is None or self.work is None:
+            return None
+        return Utilization(statistics.median(self.rates) * self.work, limit)
 
 
 def lengths(text: str) -> list[int]:
@@ -108,20 +109,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     starts = [cold_start.measure(path, options=options) for _ in range(args.repeat if args.cold_start else 0)]
     with session.load_llm(args, enable_prefix_caching=False) as llm:
         cost = ModelCost.of(llm)
-        series = [Series("prefill", n, cost.prefill_operations(n) / n) for n in args.prefill]
-        series += [Series("decode", n, cost.decode_bytes(DECODE_PROMPT_TOKENS, n)) for n in args.decode]
+        series = [Series("prefill", n, cost.prefill_operations(n) / n if cost else None) for n in args.prefill]
+        series += [
+            Series("decode", n, cost.decode_bytes(DECODE_PROMPT_TOKENS, n) if cost else None) for n in args.decode
+        ]
         limits = measure_speed(llm, cost, series, args.repeat)
         return {
             "model": args.model,
             "file": str(path),
             "file_bytes": path.stat().st_size,
             "backend": llm.backend_name,
-            "threads": session.num_threads(llm),
+            "threads": cost.threads if cost else None,
+            "isa": cost.isa if cost else None,
             "repeat": args.repeat,
             "machine": machine.describe(),
             "limits": limits,
             "speed": [describe(item, limits) for item in series],
-            "cold_start": describe_cold_starts(starts, path, cost) if starts else None,
+            "cold_start": describe_cold_starts(starts, path, llm) if starts else None,
         }
 
 
@@ -132,12 +136,12 @@ def engine_options(args: argparse.Namespace) -> list[str]:
     return [part for name, value in given for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def measure_speed(llm: LLM, cost: ModelCost, series: Sequence[Series], repeat: int) -> dict[str, float | None]:
+def measure_speed(llm: LLM, cost: ModelCost | None, series: Sequence[Series], repeat: int) -> dict[str, float | None]:
     """Fill in the rates, each series in turn in every repetition.
 
-    Returns the limits met on the way, the best of each; None where one cannot be measured here.
+    Returns the limits met on the way, the best of each; None where the work is not counted, so that a limit is no use.
     """
-    from pellucid.cli import session
+    from pellucid.cli import limits
 
     bandwidths: list[float] = []
     peaks: list[float] = []
@@ -146,7 +150,9 @@ def measure_speed(llm: LLM, cost: ModelCost, series: Sequence[Series], repeat: i
             rate = measure_rate(llm, item, salt=repetition)
             if repetition > 0:
                 item.rates.append(rate)
-        measure_limits(session.num_threads(llm), cost.weight_bytes, bandwidths, peaks)
+        if cost is not None:
+            bandwidths.append(limits.read_bandwidth(cost.threads, cost.weight_bytes))
+            peaks.append(limits.int8_peak(cost.threads, cost.isa))
     return {
         "read_bandwidth_bytes_per_s": max(bandwidths, default=None),
         "int8_operations_per_s": max(peaks, default=None),
@@ -172,17 +178,6 @@ def fixed_ids(count: int, vocab_size: int, salt: int) -> list[int]:
     return [(index * 7919 + 13 + salt * 104_729) % vocab_size for index in range(count)]
 
 
-def measure_limits(threads: int, weight_bytes: int, bandwidths: list[float], peaks: list[float]) -> None:
-    """Add one measurement of each limit; none where there is no native core."""
-    from pellucid.cli import limits
-
-    try:
-        bandwidths.append(limits.read_bandwidth(threads, weight_bytes))
-        peaks.append(limits.int8_peak(threads))
-    except BackendError:
-        return
-
-
 def describe(item: Series, limits: dict[str, float | None]) -> dict[str, Any]:
     prefill = item.phase == "prefill"
     limit = limits["int8_operations_per_s" if prefill else "read_bandwidth_bytes_per_s"]
@@ -194,27 +189,27 @@ def describe(item: Series, limits: dict[str, float | None]) -> dict[str, Any]:
         "median_tokens_per_s": median,
         "min_tokens_per_s": min(item.rates),
         "max_tokens_per_s": max(item.rates),
-        "achieved": median * item.work,
+        "achieved": utilization.achieved if utilization else None,
         "unit": "operations/s" if prefill else "bytes/s",
         "share_of_limit": utilization.share if utilization else None,
         "share_text": str(utilization) if utilization else "limit not measured",
     }
 
 
-def describe_cold_starts(starts: Sequence[ColdStart], path: Path, cost: ModelCost) -> dict[str, Any]:
-    """First token and memory; `kv_bytes` is what the answers' tokens take in the KV cache, in whole blocks."""
-    from pellucid.core.batch import BLOCK_SIZE
+def describe_cold_starts(starts: Sequence[ColdStart], path: Path, llm: LLM) -> dict[str, Any]:
+    """First token and memory; the question and answer of a start fit in one KV block, whose bytes are `kv_bytes`."""
+    from pellucid.estimate.memory import kv_bytes_per_block
 
     first_tokens = [start.first_token for start in starts]
     peaks = [start.peak_rss for start in starts if start.peak_rss is not None]
-    needed = path.stat().st_size + cost.kv_bytes_per_token * BLOCK_SIZE
+    kv_bytes = kv_bytes_per_block(llm.spec, llm.config.cache.dtype)
     return {
         "median_first_token_s": statistics.median(first_tokens),
         "min_first_token_s": min(first_tokens),
         "max_first_token_s": max(first_tokens),
         "peak_rss_bytes": max(peaks, default=None),
-        "kv_bytes": cost.kv_bytes_per_token * BLOCK_SIZE,
-        "peak_rss_to_file_and_kv": max(peaks) / needed if peaks else None,
+        "kv_bytes": kv_bytes,
+        "peak_rss_to_file_and_kv": max(peaks) / (path.stat().st_size + kv_bytes) if peaks else None,
     }
 
 
@@ -222,9 +217,10 @@ def print_result(result: dict[str, Any]) -> None:
     from pellucid.cli.console import format_bytes, print_table
 
     limits, start = result["limits"], result["cold_start"]
+    threads = "" if result["threads"] is None else f"{result['threads']} threads, "
     print(
         f"{result['model']} ({format_bytes(result['file_bytes'])}), backend {result['backend']}, "
-        f"{result['threads']} threads, {result['machine']['cpu'] or result['machine']['architecture']}\n"
+        f"{threads}{result['machine']['cpu'] or result['machine']['architecture']}\n"
     )
     print_table(
         ("", "tok/s", "min", "max", "achieved", "of the limit"),
@@ -232,11 +228,11 @@ def print_result(result: dict[str, Any]) -> None:
         right=("tok/s", "min", "max", "achieved", "of the limit"),
     )
     if limits["read_bandwidth_bytes_per_s"] is None:
-        print("\nThe limits can only be measured with the native core.", file=sys.stderr)
+        print("\nShares of the machine's limits are only known for the native core.")
     else:
         print(
             f"\nlimits measured in this run: reading {limits['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s (decode), "
-            f"int8 {limits['int8_operations_per_s'] / 1e9:.0f} GOPS (prefill)"
+            f"int8 {limits['int8_operations_per_s'] / 1e9:.0f} GOPS with {result['isa']} (prefill)"
         )
     if start is not None:
         least, most = start["min_first_token_s"], start["max_first_token_s"]
@@ -257,6 +253,6 @@ def speed_row(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"{row['phase']} {row['tokens']}",
         *(f"{row[f'{name}_tokens_per_s']:,.1f}" for name in ("median", "min", "max")),
-        f"{row['achieved'] / 1e9:,.1f} {unit}",
+        "" if row["achieved"] is None else f"{row['achieved'] / 1e9:,.1f} {unit}",
         row["share_text"],
     )

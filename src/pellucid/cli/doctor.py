@@ -24,7 +24,9 @@ pellucid doctor --json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to measure with (default: 1 and all cores)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads to measure with (default: 1, and all that may be used)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -56,7 +58,7 @@ def examine(threads: int | None = None) -> dict[str, Any]:
         "pellucid": __version__,
         "machine": facts,
         "backend": {"chosen": "cpu" if core["built"] else "reference", "native": core},
-        "limits": measure(sorted({1, machine.default_threads()}) if threads is None else [threads])
+        "limits": measure(sorted({1, facts["usable_cpus"] or 1}) if threads is None else [threads])
         if core["built"]
         else [],
         "environment": {name: value for name, value in os.environ.items() if name.startswith("PELLUCID_")},
@@ -74,7 +76,16 @@ def native_core() -> dict[str, Any]:
         record = Path(__file__).parents[1] / "backends" / "cpu" / "BUILD_FAILED.txt"
         reason = record.read_text(encoding="utf-8").strip() if record.is_file() else error.message
         return {"built": False, "reason": reason}
-    return {"built": True, "module": core.__file__, **core.cpu_info()}
+    available = core.instruction_sets()
+    forced = os.environ.get("PELLUCID_ISA")
+    return {
+        "built": True,
+        "instruction_sets": available,
+        "chosen": forced or available[0],
+        "reason": "PELLUCID_ISA asks for it" if forced else "the best of those this processor has",
+        "cpu_features": core.cpu_features(),
+        "module": core.__file__,
+    }
 
 
 def measure(thread_counts: list[int]) -> list[dict[str, Any]]:
@@ -148,9 +159,15 @@ def print_report(report: dict[str, Any]) -> None:
         ],
     )
     if core["built"]:
-        known = {key: value for key, value in core.items() if key not in ("built", "module")}
-        rows = [(key.replace("_", " "), shown(value)) for key, value in known.items()]
-        section("Backend: cpu, the native core", [*rows, ("module", core["module"])])
+        section(
+            "Backend: cpu, the native core",
+            [
+                ("instruction set", f"{core['chosen']}: {core['reason']}"),
+                ("available", ", ".join(core["instruction_sets"])),
+                ("features", ", ".join(core["cpu_features"])),
+                ("module", core["module"]),
+            ],
+        )
     else:
         section("Backend: reference (numpy, slow), since the native core is not built", [("why", core["reason"])])
     for limits in report["limits"]:
@@ -164,14 +181,6 @@ def print_report(report: dict[str, Any]) -> None:
         "Models",
         [("folder", f"{cache['folder'] or cache['problem']}{free}"), ("in it", ", ".join(cache["cached"]) or "none")],
     )
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
 
 
 def section(title: str, rows: list[tuple[str, Any]]) -> None:

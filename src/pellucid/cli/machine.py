@@ -49,11 +49,6 @@ def physical_cores() -> int | None:
     return None if () in siblings else len(siblings)
 
 
-def default_threads() -> int:
-    """Threads that compute where none are asked for: one a physical core that this process may use."""
-    return physical_cores() or usable_cpus() or 1
-
-
 def memory_bytes() -> int | None:
     if "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

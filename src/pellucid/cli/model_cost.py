@@ -7,30 +7,41 @@ from typing import TYPE_CHECKING
 
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.estimate import speed
-from pellucid.estimate.memory import kv_bytes_per_block
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pellucid import LLM
     from pellucid.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """Attributes:
-    weight_bytes: encoded size of the matrices that a decoded token is multiplied by.
-    kv_bytes_per_token: bytes of one token in the KV cache, all layers.
+    """The native core's work for a token.
+
+    Attributes:
+        spec: the model.
+        weight_bytes: bytes of packed weights that decoding a token reads.
+        kv_bytes_per_token: bytes of one token in the KV cache, all layers.
+        threads: threads that share the work.
+        isa: the instruction set that does it.
     """
 
     spec: ModelSpec
     weight_bytes: int
     kv_bytes_per_token: float
+    threads: int
+    isa: str
 
     @classmethod
-    def of(cls, llm: LLM) -> ModelCost:
-        block_bytes = kv_bytes_per_block(llm.spec, llm.config.cache.dtype)
-        return cls(llm.spec, weight_bytes(llm.model_path, llm.spec), block_bytes / BLOCK_SIZE)
+    def of(cls, llm: LLM) -> ModelCost | None:
+        """The cost of the model in `llm`; None where another backend runs it, whose work is not counted."""
+        if llm.backend_name != "cpu":
+            return None
+        from pellucid.backends.cpu.backend import CpuBackend
+
+        backend = llm.backend
+        assert isinstance(backend, CpuBackend)
+        kv_bytes_per_token = backend.kv_bytes_per_block() / BLOCK_SIZE
+        return cls(llm.spec, backend.weight_bytes, kv_bytes_per_token, backend.threads, backend.isa)
 
     def decode_bytes(self, context_len: int, num_tokens: int) -> float:
         """Bytes a decoded token reads on average, when `num_tokens` follow a context of `context_len` tokens."""
@@ -40,14 +51,3 @@ class ModelCost:
     def prefill_operations(self, num_tokens: int) -> int:
         """Multiplications and additions of the matrix products of a prefill of `num_tokens`."""
         return speed.prefill_operations(self.spec, num_tokens)
-
-
-def weight_bytes(path: Path, spec: ModelSpec) -> int:
-    """Bytes of every matrix in the file; an embedding counts where it is the LM head too, else it is only looked up."""
-    from pellucid.weights.gguf import GGUFFile
-
-    with GGUFFile.open(path) as file:
-        matrices = {name: tensor.data.nbytes for name, tensor in file.tensors.items() if len(tensor.shape) == 2}
-    if not spec.tie_word_embeddings:
-        matrices.pop("token_embd.weight", None)
-    return sum(matrices.values())

@@ -63,7 +63,9 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that loads a model."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: the physical cores)")
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="threads to compute with (default: one for each usable processor)"
+    )
     group.add_argument(
         "--max-model-len", type=int, metavar="N", help="longest context in tokens (default: the model's)"
     )

@@ -91,13 +91,6 @@ def load_llm(args: argparse.Namespace, enable_prefix_caching: bool = True) -> It
         llm.close()
 
 
-def num_threads(llm: LLM) -> int:
-    """Threads that the backend of `llm` computes with."""
-    from pellucid.cli.machine import default_threads
-
-    return llm.config.backend.threads or default_threads()
-
-
 def answer_of(stream: TokenStream) -> RequestOutput:
     """The whole answer of a stream that was read to its end."""
     if stream.request_output is None:

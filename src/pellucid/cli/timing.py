@@ -73,11 +73,11 @@ class Timing:
 
 def measure(llm: LLM, metrics: RequestMetrics) -> Timing:
     """Timing of a finished request, with the read bandwidth measured now (about 0.1 s) where the core is native."""
-    from pellucid.cli import limits, session
+    from pellucid.cli import limits
     from pellucid.cli.model_cost import ModelCost
 
-    if llm.backend_name != "cpu" or metrics.output_tokens < 2:
-        return Timing(metrics)
     cost = ModelCost.of(llm)
+    if cost is None or metrics.output_tokens < 2:
+        return Timing(metrics)
     bytes_per_token = cost.decode_bytes(metrics.prompt_tokens, metrics.output_tokens)
-    return Timing(metrics, bytes_per_token, limits.read_bandwidth(session.num_threads(llm), cost.weight_bytes))
+    return Timing(metrics, bytes_per_token, limits.read_bandwidth(cost.threads, cost.weight_bytes))

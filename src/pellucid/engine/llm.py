@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.backends.base import Backend
 from pellucid.backends.registry import load_backend
 from pellucid.core.config import (
     BackendConfig,
@@ -149,6 +150,11 @@ class LLM:
             seed=config.model.seed,
             trace=trace,
         )
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the model, to be looked at and not to be run."""
+        return self._backend
 
     def generate(
         self,
