@@ -11,6 +11,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include "cpuid_features.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define PELLUCID_X86 1
 #include <immintrin.h>
@@ -197,10 +199,9 @@ struct ReadPattern {
 std::vector<ReadPattern> read_patterns() {
     std::vector<ReadFunction> functions = {read_portable<1>, read_portable<4>};
 #if defined(PELLUCID_X86)
-    if (__builtin_cpu_supports("avx2")) functions = {read_avx2<1>, read_avx2<2>, read_avx2<4>, read_avx2<8>};
-    if (__builtin_cpu_supports("avx512f")) {
-        functions = {read_avx512<1>, read_avx512<2>, read_avx512<4>, read_avx512<8>};
-    }
+    const CpuidFeatures& features = cpuid_features();
+    if (features.avx2) functions = {read_avx2<1>, read_avx2<2>, read_avx2<4>, read_avx2<8>};
+    if (features.avx512) functions = {read_avx512<1>, read_avx512<2>, read_avx512<4>, read_avx512<8>};
 #endif
     std::vector<ReadPattern> patterns;
     for (const int64_t prefetch : {0, 1024, 4096}) {
@@ -403,10 +404,10 @@ struct __attribute__((packed)) TileConfig {
     uint8_t rows[16] = {};
 };
 
+// Linux keeps the tile registers from a process until it asks.
 bool request_amx() {
     constexpr int kArchRequestPermission = 0x1023, kTileDataFeature = 18;
-    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
-           syscall(SYS_arch_prctl, kArchRequestPermission, kTileDataFeature) == 0;
+    return syscall(SYS_arch_prctl, kArchRequestPermission, kTileDataFeature) == 0;
 }
 
 // Four accumulators, two tiles of each operand: as many as eight tiles allow.
@@ -530,17 +531,13 @@ struct Arithmetic {
 
 std::vector<Arithmetic> available_arithmetic() {
     std::vector<Arithmetic> sets;
-#if defined(PELLUCID_AMX)
-    if (request_amx()) sets.push_back({"amx", {int8_amx}, {}});
-#endif
 #if defined(PELLUCID_X86)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vnni")) {
-        sets.push_back({"avx512", {int8_avx512}, {f32_avx512}});
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        sets.push_back({"avx2", {int8_avx2_widening, int8_avx2_narrow}, {f32_avx2}});
-    }
+    const CpuidFeatures& features = cpuid_features();
+#if defined(PELLUCID_AMX)
+    if (features.amx && request_amx()) sets.push_back({"amx", {int8_amx}, {}});
+#endif
+    if (features.avx512) sets.push_back({"avx512", {int8_avx512}, {f32_avx512}});
+    if (features.avx2) sets.push_back({"avx2", {int8_avx2_widening, int8_avx2_narrow}, {f32_avx2}});
 #endif
     sets.push_back({"portable", {int8_portable}, {f32_portable}});
     return sets;

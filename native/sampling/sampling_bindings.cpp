@@ -9,8 +9,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "cpuid_features.h"
 #include "sampling.h"
 
 namespace nb = nanobind;
@@ -23,22 +25,21 @@ template <typename T>
 using Rows = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+// By the names of the backend's instruction sets; amx adds nothing to sampling.
 const SamplingKernels& kernels_for(const std::optional<std::string>& isa) {
-    const SamplingKernels* available[3];
-    int count = 0;
+    std::vector<std::pair<std::string, const SamplingKernels*>> available;
 #if defined(__x86_64__) || defined(_M_X64)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-        available[count++] = &kSamplingKernelsAvx512;
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) available[count++] = &kSamplingKernelsAvx2;
+    const CpuidFeatures& features = cpuid_features();
+    if (features.amx) available.emplace_back("amx", &kSamplingKernelsAvx512);
+    if (features.avx512) available.emplace_back("avx512", &kSamplingKernelsAvx512);
+    if (features.avx2) available.emplace_back("avx2", &kSamplingKernelsAvx2);
 #endif
-    available[count++] = &kSamplingKernelsPortable;
-    if (!isa) return *available[0];
+    available.emplace_back("portable", &kSamplingKernelsPortable);
+    if (!isa) return *available.front().second;
     std::string names;
-    for (int i = 0; i < count; ++i) {
-        if (*isa == available[i]->name) return *available[i];
-        names += std::string(i == 0 ? "" : ", ") + available[i]->name;
+    for (const auto& [name, kernels] : available) {
+        if (*isa == name) return *kernels;
+        names += (names.empty() ? "" : ", ") + name;
     }
     throw nb::value_error(("no instruction set '" + *isa + "' on this machine; it has " + names).c_str());
 }
