@@ -3,6 +3,6 @@
 
 namespace pellucid {
 
-const SamplingKernels kSamplingKernelsAvx2 = {"avx2", row_max, exp_weights, collect};
+constinit const SamplingKernels kSamplingKernelsAvx2 = sampling_kernels("avx2");
 
 }  // namespace pellucid

@@ -3,6 +3,6 @@
 
 namespace pellucid {
 
-const SamplingKernels kSamplingKernelsAvx512 = {"avx512", row_max, exp_weights, collect};
+constinit const SamplingKernels kSamplingKernelsAvx512 = sampling_kernels("avx512");
 
 }  // namespace pellucid

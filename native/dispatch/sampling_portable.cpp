@@ -3,6 +3,6 @@
 
 namespace pellucid {
 
-const SamplingKernels kSamplingKernelsPortable = {"portable", row_max, exp_weights, collect};
+constinit const SamplingKernels kSamplingKernelsPortable = sampling_kernels("portable");
 
 }  // namespace pellucid

@@ -14,6 +14,7 @@ constexpr int kWeightBits = 40;
 constexpr int64_t kMaxVocabSize = int64_t{1} << 22;  // weights surely sum to less than 2^63
 constexpr int64_t kMaximaGroup = 256;                // logits that share 16 lane maxima
 constexpr int64_t kWeightChunk = 1024;               // weights that share one sum
+constexpr int kNumTails = 8;                         // thresholds that `estimate_tails` takes
 constexpr int64_t kCollectSlack = 16;                // entries that `collect` may write beyond what it returns
 constexpr uint32_t kStreamSample = 0;                // decoding/rng.py STREAM_SAMPLE
 
@@ -36,6 +37,9 @@ struct SamplingKernels {
     // Writes, by rising index, the index and scaled(x) of every x with scaled(x) >= threshold; returns how many.
     int64_t (*collect)(const float* x, int64_t n, float offset, float factor, float threshold, int32_t* ids,
                        float* values);
+
+    // tails[j] = about the sum of the weights below thresholds[j], from a sample of them. Only ever a hint.
+    void (*estimate_tails)(const float* weights, int64_t n, const float* thresholds, float* tails);
 };
 
 extern const SamplingKernels kSamplingKernelsPortable;
@@ -96,7 +100,9 @@ class Sampler {
     uint64_t exp_all(float factor);
     int64_t collect_top(int64_t k, float offset, float factor);
     Survivors collect_top_k(int64_t k, float factor);
-    Survivors collect_heavy(const SamplingParams& params, float factor);
+    Survivors collect_nucleus(float top_p, float factor);
+    Survivors collect_above(float floor, float factor);
+    float guess_floor(double tail) const;
     int64_t keep_min_p(int64_t size, float min_p);
 
     template <typename Value>

@@ -103,7 +103,15 @@ int32_t Sampler::choose(const SamplingParams& params, uint64_t bits) {
 Sampler::Survivors Sampler::survivors(const SamplingParams& params) {
     const float factor = inverse(params.temperature);
     const bool has_top_k = params.top_k > 0 && params.top_k < vocab_size_;
-    Survivors kept = has_top_k ? collect_top_k(params.top_k, factor) : collect_heavy(params, factor);
+    Survivors kept;
+    if (has_top_k) {
+        kept = collect_top_k(params.top_k, factor);
+    } else if (params.top_p < 1.0f) {
+        kept = collect_nucleus(params.top_p, factor);
+    } else {
+        exp_all(factor);
+        kept = collect_above(static_cast<float>(params.min_p * kWeightOne * 0.5), factor);  // half: keep_min_p is exact
+    }
     if (params.top_p < 1.0f) {
         kept.size = keep_prefix(
             kept.size, mass(params.top_p, kept.total), [&](int64_t i) { return weights_[i]; },
@@ -172,17 +180,41 @@ Sampler::Survivors Sampler::collect_top_k(int64_t k, float factor) {
     return {ids_.get(), weights_.get(), size, total};
 }
 
-// Candidates that hold every survivor of top-p, or of min-p where there is no top-p; with the total of all tokens.
-Sampler::Survivors Sampler::collect_heavy(const SamplingParams& params, float factor) {
-    const uint64_t total = exp_all(factor);
-    // The last token that top-p keeps and those after it weigh more than total - mass together, so that it weighs more
-    // than their mean over the vocabulary. Half of that leaves room for rounding, and does so for min-p.
-    const double floor = params.top_p < 1.0f
-                             ? static_cast<double>(total - mass(params.top_p, total)) / static_cast<double>(vocab_size_)
-                             : static_cast<double>(params.min_p) * kWeightOne;
-    int64_t size = kernels_.collect(exp_.get(), vocab_size_, 0.0f, 1.0f, static_cast<float>(floor * 0.5), ids_.get(),
-                                    values_.get());
+// Candidates that hold every survivor of top-p, with the total of all tokens. exp is monotonic, so that the tokens
+// above a weight are the first ones by falling logit; they are enough once they weigh as much as top-p asks for.
+Sampler::Survivors Sampler::collect_nucleus(float top_p, float factor) {
+    const uint64_t total = exp_all(factor), target = mass(top_p, total);
+    // The last token that top-p keeps and those after it weigh more than total - target together, so that it weighs
+    // more than their mean over the vocabulary. Half of that leaves room for rounding.
+    const auto tail = static_cast<double>(total - target);
+    const auto safe_floor = static_cast<float>(tail / static_cast<double>(vocab_size_) * 0.5);
+    const float floor = guess_floor(tail);
+    if (floor > safe_floor) {
+        Survivors heavy = collect_above(floor, factor);
+        if (heavy.total >= target) return {heavy.ids, heavy.weights, heavy.size, total};
+    }
+    const Survivors all = collect_above(safe_floor, factor);
+    return {all.ids, all.weights, all.size, total};
+}
+
+// A weight such that the tokens below it probably weigh less than `tail` together; 0 where there is none to be had.
+float Sampler::guess_floor(double tail) const {
+    constexpr double kMargin = 1.2;
+    float thresholds[kNumTails], tails[kNumTails];
+    for (int j = 0; j < kNumTails; ++j) thresholds[j] = std::ldexp(1.0f, kWeightBits - 4 - 2 * j);
+    kernels_.estimate_tails(exp_.get(), vocab_size_, thresholds, tails);
+    for (int j = 0; j < kNumTails; ++j) {
+        if (static_cast<double>(tails[j]) * kMargin < tail) return thresholds[j];
+    }
+    return 0.0f;
+}
+
+// The candidates of at least that float weight, with their total.
+Sampler::Survivors Sampler::collect_above(float floor, float factor) {
+    int64_t size = kernels_.collect(exp_.get(), vocab_size_, 0.0f, 1.0f, floor, ids_.get(), values_.get());
     size = weigh(size, values_.get(), [&](int64_t i) { return scaled(logits_[ids_[i]], max_, factor); });
+    uint64_t total = 0;
+    for (int64_t i = 0; i < size; ++i) total += weights_[i];
     return {ids_.get(), weights_.get(), size, total};
 }
 

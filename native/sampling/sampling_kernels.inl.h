@@ -203,5 +203,31 @@ static int64_t collect(const float* x, int64_t n, float offset, float factor, fl
     return count;
 }
 
+static void estimate_tails(const float* weights, int64_t n, const float* thresholds, float* tails) {
+    constexpr int kStride = 4;  // one group of sixteen in so many
+    F32x16 limits[kNumTails], sums[kNumTails];
+    PELLUCID_UNROLL
+    for (int j = 0; j < kNumTails; ++j) {
+        limits[j] = broadcast(thresholds[j]);
+        sums[j] = zero();
+    }
+    for (int64_t i = 0; i + kLanes <= n; i += kStride * kLanes) {
+        const F32x16 v = load(weights + i);
+        PELLUCID_UNROLL
+        for (int j = 0; j < kNumTails; ++j) sums[j] = add(sums[j], select(less(v, limits[j]), v, zero()));
+    }
+    for (int j = 0; j < kNumTails; ++j) tails[j] = kStride * reduce_add(sums[j]);
+}
+
+constexpr SamplingKernels sampling_kernels(const char* name) {
+    return {
+        .name = name,
+        .row_max = row_max,
+        .exp_weights = exp_weights,
+        .collect = collect,
+        .estimate_tails = estimate_tails,
+    };
+}
+
 }  // namespace PELLUCID_SIMD_NAMESPACE
 }  // namespace pellucid

@@ -30,6 +30,21 @@ def test_exp_is_within_one_unit_in_the_last_place() -> None:
     assert transforms.exp(np.float32([0.0]))[0] == 1.0
 
 
+@pytest.mark.slow
+def test_exp_is_monotonic_over_every_float_that_matters() -> None:
+    """What lets the native sampler take weights and logits to have the same order."""
+    first, last = (int(np.float32(x).view(np.uint32)) for x in (-(2.0**-25), -28.5))
+    assert transforms.exp(np.float32([-(2.0**-25)]))[0] == 1.0  # and all that are nearer to 0
+    assert np.rint(transforms.exp(np.float32([-28.5]))[0] * transforms.WEIGHT_ONE) == 0.0
+    chunk = 1 << 20
+    previous = np.float32(1.0)
+    for begin in range(first, last + 1, chunk):
+        e = transforms.exp(np.arange(begin, min(begin + chunk, last + 1), dtype=np.uint32).view(np.float32))
+        assert e[0] <= previous
+        assert np.all(e[1:] <= e[:-1])
+        previous = e[-1]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_probabilities_equal_softmax(seed: int) -> None:
     logits = random_logits(seed, 50_000, spread=(0.1, 1.0, 3.0, 10.0, 50.0)[seed])

@@ -103,6 +103,18 @@ def test_tokens_and_logprobs_equal_the_oracle(isa: str) -> None:
         np.testing.assert_allclose(ours.top_logprobs, oracle.top_logprobs, rtol=2e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_top_p_where_the_sample_of_the_tail_misleads(isa: str, top_p: float) -> None:
+    """The tail lies where the native sampler does not look when it guesses, so that its first guess is refuted."""
+    logits = np.random.default_rng(7).normal(0, 0.5, 8192).astype(np.float32)
+    logits[(np.arange(8192) // 16) % 4 == 0] = -30.0
+    logits[3] = 6.0
+    expected = sampler.process(logits, temperature=1.0, top_k=0, top_p=top_p, min_p=0.0)
+    ids, _ = native.survivors(logits, top_p=top_p, isa=isa)
+    assert np.array_equal(ids, np.flatnonzero(expected > -np.inf))
+
+
 def test_every_instruction_set_gives_the_same_bits() -> None:
     generator = np.random.default_rng(2)
     logits = generator.normal(0, 4, (30, 49152)).astype(np.float32)
