@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpuid_features.h"
 #include "vector_kernels.h"
 
 namespace nb = nanobind;
@@ -78,14 +79,8 @@ int length(const auto& x) { return static_cast<int>(x.size()); }
 
 bool runs_here([[maybe_unused]] const VectorKernels& kernels) {
 #if defined(__x86_64__) || defined(_M_X64)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (&kernels == &kVectorKernelsAvx2) return avx2;
-    if (&kernels == &kVectorKernelsAvx512) {
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512vnni");
-    }
+    if (&kernels == &kVectorKernelsAvx2) return cpuid_features().has_avx2();
+    if (&kernels == &kVectorKernelsAvx512) return cpuid_features().has_avx512();
 #endif
     return true;
 }

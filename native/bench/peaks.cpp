@@ -200,8 +200,8 @@ std::vector<ReadPattern> read_patterns() {
     std::vector<ReadFunction> functions = {read_portable<1>, read_portable<4>};
 #if defined(PELLUCID_X86)
     const CpuidFeatures& features = cpuid_features();
-    if (features.avx2) functions = {read_avx2<1>, read_avx2<2>, read_avx2<4>, read_avx2<8>};
-    if (features.avx512) functions = {read_avx512<1>, read_avx512<2>, read_avx512<4>, read_avx512<8>};
+    if (features.has_avx2()) functions = {read_avx2<1>, read_avx2<2>, read_avx2<4>, read_avx2<8>};
+    if (features.has_avx512()) functions = {read_avx512<1>, read_avx512<2>, read_avx512<4>, read_avx512<8>};
 #endif
     std::vector<ReadPattern> patterns;
     for (const int64_t prefetch : {0, 1024, 4096}) {
@@ -534,10 +534,10 @@ std::vector<Arithmetic> available_arithmetic() {
 #if defined(PELLUCID_X86)
     const CpuidFeatures& features = cpuid_features();
 #if defined(PELLUCID_AMX)
-    if (features.amx && request_amx()) sets.push_back({"amx", {int8_amx}, {}});
+    if (features.has_amx() && request_amx()) sets.push_back({"amx", {int8_amx}, {}});
 #endif
-    if (features.avx512) sets.push_back({"avx512", {int8_avx512}, {f32_avx512}});
-    if (features.avx2) sets.push_back({"avx2", {int8_avx2_widening, int8_avx2_narrow}, {f32_avx2}});
+    if (features.has_avx512()) sets.push_back({"avx512", {int8_avx512}, {f32_avx512}});
+    if (features.has_avx2()) sets.push_back({"avx2", {int8_avx2_widening, int8_avx2_narrow}, {f32_avx2}});
 #endif
     sets.push_back({"portable", {int8_portable}, {f32_portable}});
     return sets;

@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "cpuid_features.h"
+
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -12,23 +14,6 @@ namespace pellucid {
 namespace {
 
 #if defined(__x86_64__) || defined(_M_X64)
-
-bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
-
-bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
-}
-
-// CPUID leaf 7, EDX bits 24 (AMX-TILE) and 25 (AMX-INT8). Compilers in use do not know the feature names yet.
-bool cpu_has_amx() {
-    unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
-    asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-    return (edx >> 24 & 1) != 0 && (edx >> 25 & 1) != 0;
-}
 
 // Linux keeps the tile registers from a process until it asks.
 bool request_tiles() {
@@ -41,16 +26,15 @@ bool request_tiles() {
 #endif
 }
 
-bool has_amx() { return has_avx512() && cpu_has_amx() && request_tiles(); }
-
 #endif
 
 std::vector<InstructionSet> find_instruction_sets() {
     std::vector<InstructionSet> sets;
 #if defined(__x86_64__) || defined(_M_X64)
-    if (has_amx()) sets.push_back({"amx", &kMatmulKernelsAmx, &kVectorKernelsAvx512});
-    if (has_avx512()) sets.push_back({"avx512", &kMatmulKernelsAvx512, &kVectorKernelsAvx512});
-    if (has_avx2()) sets.push_back({"avx2", &kMatmulKernelsAvx2, &kVectorKernelsAvx2});
+    const CpuidFeatures& features = cpuid_features();
+    if (features.has_amx() && request_tiles()) sets.push_back({"amx", &kMatmulKernelsAmx, &kVectorKernelsAvx512});
+    if (features.has_avx512()) sets.push_back({"avx512", &kMatmulKernelsAvx512, &kVectorKernelsAvx512});
+    if (features.has_avx2()) sets.push_back({"avx2", &kMatmulKernelsAvx2, &kVectorKernelsAvx2});
 #endif
     sets.push_back({"portable", &kMatmulKernelsPortable, &kVectorKernelsPortable});
     return sets;
@@ -77,8 +61,9 @@ const InstructionSet& choose_instruction_set(const std::optional<std::string>& n
 std::vector<std::string> cpu_features() {
     std::vector<std::string> features;
 #if defined(__x86_64__) || defined(_M_X64)
+    const CpuidFeatures& found = cpuid_features();
 #define PELLUCID_FEATURE(name) \
-    if (__builtin_cpu_supports(#name)) features.push_back(#name);
+    if (found.name) features.push_back(#name);
     PELLUCID_FEATURE(avx2)
     PELLUCID_FEATURE(fma)
     PELLUCID_FEATURE(f16c)
@@ -86,12 +71,10 @@ std::vector<std::string> cpu_features() {
     PELLUCID_FEATURE(avx512bw)
     PELLUCID_FEATURE(avx512dq)
     PELLUCID_FEATURE(avx512vl)
-    PELLUCID_FEATURE(avx512vnni)
+    PELLUCID_FEATURE(avx512_vnni)
+    PELLUCID_FEATURE(amx_tile)
+    PELLUCID_FEATURE(amx_int8)
 #undef PELLUCID_FEATURE
-    if (cpu_has_amx()) {
-        features.push_back("amx_tile");
-        features.push_back("amx_int8");
-    }
 #endif
     return features;
 }

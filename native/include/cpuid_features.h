@@ -1,6 +1,7 @@
-// Instruction sets that the processor has and the operating system saves registers for, read from CPUID and XGETBV.
+// Processor features that the operating system saves the registers of too, read from CPUID and XGETBV.
 //
-// Not __builtin_cpu_supports: its names differ between compilers, and zig's runtime lacks the table behind it.
+// Not __builtin_cpu_supports: its names differ between compilers, and zig's runtime lacks the table behind it, so that
+// the core would not link there.
 #pragma once
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -11,31 +12,44 @@
 
 namespace pellucid {
 
+// By their /proc/cpuinfo names.
 struct CpuidFeatures {
-    bool avx2 = false;    // AVX2, FMA, F16C
-    bool avx512 = false;  // those, and AVX-512 F, BW, DQ, VL, VNNI
-    bool amx = false;     // those, and AMX-TILE, AMX-INT8; Linux wants a request before the first use
+    bool fma = false, f16c = false, avx2 = false;
+    bool avx512f = false, avx512bw = false, avx512dq = false, avx512vl = false, avx512_vnni = false;
+    bool amx_tile = false, amx_int8 = false;  // Linux wants a request before the first use
+
+    // What the kernels of each name are compiled for.
+    bool has_avx2() const { return avx2 && fma && f16c; }
+    bool has_avx512() const { return has_avx2() && avx512f && avx512bw && avx512dq && avx512vl && avx512_vnni; }
+    bool has_amx() const { return has_avx512() && amx_tile && amx_int8; }
 };
 
 inline CpuidFeatures read_cpuid_features() {
-    constexpr uint32_t kFma = 1u << 12, kOsSavesAvx = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;   // leaf 1, ECX
-    constexpr uint32_t kAvx2 = 1u << 5, kAvx512FBwDqVl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // leaf 7, EBX
-    constexpr uint32_t kAvx512Vnni = 1u << 11;                                                       // leaf 7, ECX
-    constexpr uint32_t kAmxTileInt8 = 1u << 24 | 1u << 25;                                           // leaf 7, EDX
-    constexpr uint32_t kYmmState = 0x6, kZmmState = 0xe6, kTileState = 0x60000;                      // XCR0
-    const auto has = [](uint32_t bits, uint32_t wanted) { return (bits & wanted) == wanted; };
-
+    constexpr uint32_t kOsSavesAvx = 27, kYmmState = 0x6, kZmmState = 0xe6, kTileState = 0x60000;
+    const auto bit = [](uint32_t word, uint32_t index) { return (word >> index & 1) != 0; };
     CpuidFeatures features;
-    uint32_t eax, ebx, leaf1, edx;
-    if (!__get_cpuid(1, &eax, &ebx, &leaf1, &edx) || !has(leaf1, kFma | kOsSavesAvx | kAvx | kF16c)) return features;
-    uint32_t leaf7_ebx, leaf7_ecx, leaf7_edx;
-    if (!__get_cpuid_count(7, 0, &eax, &leaf7_ebx, &leaf7_ecx, &leaf7_edx)) return features;
+    uint32_t eax, ebx, ecx, edx, leaf1;
+    if (!__get_cpuid(1, &eax, &ebx, &leaf1, &edx) || !bit(leaf1, kOsSavesAvx)) return features;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
     uint32_t saved, saved_high;
     asm volatile("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
-    features.avx2 = has(saved, kYmmState) && has(leaf7_ebx, kAvx2);
-    features.avx512 =
-        features.avx2 && has(saved, kZmmState) && has(leaf7_ebx, kAvx512FBwDqVl) && has(leaf7_ecx, kAvx512Vnni);
-    features.amx = features.avx512 && has(saved, kTileState) && has(leaf7_edx, kAmxTileInt8);
+    const auto saves = [&](uint32_t state) { return (saved & state) == state; };
+    if (saves(kYmmState)) {
+        features.fma = bit(leaf1, 12);
+        features.f16c = bit(leaf1, 29);
+        features.avx2 = bit(ebx, 5);
+    }
+    if (saves(kZmmState)) {
+        features.avx512f = bit(ebx, 16);
+        features.avx512dq = bit(ebx, 17);
+        features.avx512bw = bit(ebx, 30);
+        features.avx512vl = bit(ebx, 31);
+        features.avx512_vnni = bit(ecx, 11);
+    }
+    if (saves(kTileState)) {
+        features.amx_tile = bit(edx, 24);
+        features.amx_int8 = bit(edx, 25);
+    }
     return features;
 }
 

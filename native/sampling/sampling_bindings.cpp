@@ -30,9 +30,9 @@ const SamplingKernels& kernels_for(const std::optional<std::string>& isa) {
     std::vector<std::pair<std::string, const SamplingKernels*>> available;
 #if defined(__x86_64__) || defined(_M_X64)
     const CpuidFeatures& features = cpuid_features();
-    if (features.amx) available.emplace_back("amx", &kSamplingKernelsAvx512);
-    if (features.avx512) available.emplace_back("avx512", &kSamplingKernelsAvx512);
-    if (features.avx2) available.emplace_back("avx2", &kSamplingKernelsAvx2);
+    if (features.has_amx()) available.emplace_back("amx", &kSamplingKernelsAvx512);
+    if (features.has_avx512()) available.emplace_back("avx512", &kSamplingKernelsAvx512);
+    if (features.has_avx2()) available.emplace_back("avx2", &kSamplingKernelsAvx2);
 #endif
     available.emplace_back("portable", &kSamplingKernelsPortable);
     if (!isa) return *available.front().second;

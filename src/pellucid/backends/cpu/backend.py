@@ -126,6 +126,7 @@ class CpuBackend:
                 sampling.sequence_index,
                 sampling.position,
                 sampling.num_logprobs,
+                self.isa,
             )
         )
 
