@@ -46,9 +46,10 @@ check: dev ## ruff, mypy --strict, clang-format, compiler warnings as errors
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/python $(BUILD) check
 
-parity: dev ## regenerate the goldens and compare live with torch and transformers
-	$(PIP) install -e '.[parity]' --no-build-isolation
-	$(BIN)/python -m pytest -m parity $(PYTEST_ARGS)
+parity: dev ## compare live with torch and transformers, and the goldens with what they give today
+	$(PIP) install --no-build-isolation -e '.[parity]'
+	$(BIN)/pellucid pull $(DEFAULT_MODEL)
+	$(BIN)/python -m pytest tests/parity $(PYTEST_ARGS)
 
 bench: build ## measure prefill, decode, cold start and memory; BENCH_ARGS="..." is passed on
 	$(BIN)/pellucid bench $(BENCH_ARGS)
