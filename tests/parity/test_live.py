@@ -151,7 +151,9 @@ def test_real_models(name: str, repeats: int) -> None:
     }
     tokens = REAL[name].tokens * repeats
     expected = transformers_logits(transformers_model(REAL[name].config, spec, weights), tokens)
-    assert_close(all_logits(ReferenceBackend(spec, encoded.items()), tokens, chunk=256), expected)
+    first = len(tokens) - 60  # they see all the others, and a vocabulary a token is most of the work
+    computed = all_logits(ReferenceBackend(spec, encoded.items()), tokens, chunk=256, first=first)
+    assert_close(computed, expected[first:])
 
 
 def test_the_tiny_goldens_are_what_transformers_gives_today() -> None:

@@ -144,10 +144,14 @@ def make_batch(
     )
 
 
-def all_logits(backend: Backend, tokens: Sequence[int], chunk: int | None = None) -> np.ndarray:
-    """Logits of every token of one sequence, run `chunk` tokens a step in fresh KV blocks."""
+def all_logits(backend: Backend, tokens: Sequence[int], chunk: int | None = None, *, first: int = 0) -> np.ndarray:
+    """Logits of the tokens from `first` on of one sequence, run `chunk` tokens a step in fresh KV blocks."""
     num_blocks = -(-len(tokens) // BLOCK_SIZE)
     backend.allocate_kv_cache(num_blocks)
     chunk = chunk or len(tokens)
-    pieces = [(tokens[start : start + chunk], start, range(num_blocks)) for start in range(0, len(tokens), chunk)]
-    return np.concatenate([backend.forward(make_batch([piece])).logits.copy() for piece in pieces])
+    logits = []
+    for start in range(0, len(tokens), chunk):
+        piece = tokens[start : start + chunk]
+        wanted = range(min(max(first - start, 0), len(piece)), len(piece))
+        logits.append(backend.forward(make_batch([(piece, start, range(num_blocks))], wanted)).logits.copy())
+    return np.concatenate(logits)

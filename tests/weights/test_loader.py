@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pellucid.core.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
+from pellucid.core.errors import ModelFileError, ModelNotFoundError, PellucidError, UnsupportedModelError
+from pellucid.models.family import GGUFHeader
+from pellucid.models.registry import family_for_architecture
 from pellucid.models.spec import tensor_shapes
 from pellucid.quant.formats import BlockFormat, dequantize
 from pellucid.weights.loader import open_model
@@ -113,3 +115,57 @@ def test_opening_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with open_model(path) as model_file:
         next_weight = model_file.weights()
         assert next(next_weight)[0] == "embed_tokens.weight"
+
+
+HOSTILE = [
+    0,
+    1,
+    -1,
+    2**31,
+    2**63 - 1,
+    2**64 - 1,
+    0.0,
+    1.0,
+    -1.0,
+    1e-40,
+    1e-300,
+    1e300,
+    np.nan,
+    np.inf,
+    "",
+    "yarn",
+    True,
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+def test_hostile_metadata_gives_a_spec_of_finite_numbers_or_a_typed_error(architecture: str, scaling: str) -> None:
+    shapes = {"token_embd.weight": (128, 64)}
+    spec_from_gguf = family_for_architecture(architecture).spec_from_gguf
+    metadata = {
+        **METADATA[architecture],
+        f"{architecture}.rope.scaling.type": scaling,
+        f"{architecture}.rope.scaling.factor": 4.0,
+        f"{architecture}.rope.scaling.original_context_length": 128,
+        f"{architecture}.rope.scaling.yarn_beta_fast": 32.0,
+        f"{architecture}.rope.scaling.yarn_beta_slow": 1.0,
+        f"{architecture}.rope.scaling.attn_factor": 1.0,
+        f"{architecture}.attention.scale": 1.0,
+        f"{architecture}.vocab_size": 128,
+    }
+    if architecture == "llama":
+        del metadata["llama.attention.scale"]
+    refused = 0
+    for key in metadata:
+        for value in [*HOSTILE, np.array([1, 2]), ["a"]]:
+            try:
+                spec = spec_from_gguf(GGUFHeader({**metadata, key: value}, shapes))
+            except PellucidError:
+                refused += 1
+            else:
+                assert all(np.isfinite(layer.attention.rope.inv_freq).all() for layer in spec.layers)
+                assert all(np.isfinite(np.float32(layer.attention.scale)) for layer in spec.layers)
+                assert np.isfinite(np.float32(spec.layers[0].attention.rope.attention_factor))
+    assert refused > len(metadata) * len(HOSTILE) / 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from pellucid.core.errors import ModelFileError, UnsupportedModelError
+
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class Fields:
@@ -41,17 +42,17 @@ class Fields:
         return int(value)
 
     def positive(self, name: str, default: float | None = None) -> float:
-        """A finite number above zero.
+        """A number above zero that a float32 holds.
 
         Raises:
-            ModelFileError: missing without a default, not a number, not finite or not above zero.
+            ModelFileError: missing without a default, not a number or out of that range.
             UnsupportedModelError: an array, one value a layer.
         """
         value = self._read(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise self._mistyped(name, value, "a number")
-        if not (math.isfinite(value) and value > 0):
-            raise self._malformed(name, f"is {value}; expected a finite number above zero")
+        if not SMALLEST <= value <= LARGEST:
+            raise self._malformed(name, f"is {value}; expected a number from {SMALLEST:.0e} to {LARGEST:.0e}")
         return float(value)
 
     def text(self, name: str, default: str | None = None) -> str:

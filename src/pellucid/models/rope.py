@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.errors import ModelFileError, UnsupportedModelError
-from pellucid.models.fields import Fields
+from pellucid.models.fields import LARGEST, Fields
 from pellucid.models.spec import RopeSpec
 
 FloatVector = NDArray[np.float32]
@@ -31,7 +31,13 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def default_inv_freq(theta: float, rotary_dim: int) -> FloatVector:
-    """theta ** (-2 i / rotary_dim) for i < rotary_dim / 2 (Su et al., 2021)."""
+    """theta ** (-2 i / rotary_dim) for i < rotary_dim / 2 (Su et al., 2021).
+
+    Raises:
+        ModelFileError: `theta` is not above 1.
+    """
+    if theta <= 1:
+        raise ModelFileError(f"the base of RoPE is {theta}; expected a number above 1", param="rope_theta")
     exponent = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
     inv_freq: FloatVector = np.float32(1) / np.power(np.float32(theta), exponent)
     return inv_freq
@@ -39,7 +45,8 @@ def default_inv_freq(theta: float, rotary_dim: int) -> FloatVector:
 
 def linear_inv_freq(inv_freq: FloatVector, factor: float) -> FloatVector:
     """Position interpolation (Chen et al., 2023)."""
-    return inv_freq / np.float32(factor)
+    scaled: FloatVector = inv_freq / np.float32(factor)
+    return scaled
 
 
 def llama3_inv_freq(
@@ -92,6 +99,13 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
 
 
 def rope_spec(inv_freq: FloatVector, attention_factor: float = 1.0) -> RopeSpec:
+    """The spec of these frequencies.
+
+    Raises:
+        ModelFileError: they, or the factor, are not finite.
+    """
+    if not (np.isfinite(inv_freq).all() and attention_factor <= LARGEST):
+        raise ModelFileError("the RoPE scaling gives frequencies that are not finite", param="rope.scaling.factor")
     return RopeSpec(inv_freq=tuple(inv_freq.tolist()), attention_factor=attention_factor)
 
 
@@ -110,6 +124,7 @@ GGUF_SCALING_FIELDS = frozenset(
 """The metadata that `rope_from_gguf` reads (`finetuned` only tells how the model came about)."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # rope_spec refuses what comes of it
 def rope_from_gguf(
     fields: Fields, *, theta: float, rotary_dim: int, context_length: int, factors: FloatVector | None = None
 ) -> RopeSpec:
@@ -177,6 +192,7 @@ CONFIG_SCALING_FIELDS: Mapping[str, frozenset[str]] = {
 }
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def rope_from_config(parameters: Mapping[str, Any], *, rotary_dim: int, max_position_embeddings: int) -> RopeSpec:
     """The rotary embedding that the `rope_parameters` of a config.json describe, `rope_theta` among them.
 
