@@ -20,7 +20,7 @@ DEFAULT_MODEL := smollm2-135m-instruct
 ifndef PROMPT
 PROMPT := What is the capital of France?
 endif
-export PELLUCID_MAKE_PROMPT := $(value PROMPT)
+run: export MAKE_PROMPT := $(value PROMPT)
 unexport PROMPT
 
 PYTEST_ARGS ?=
@@ -32,7 +32,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 run: build ## answer PROMPT="..." with the default model
-	@$(BIN)/pellucid generate -- "$$PELLUCID_MAKE_PROMPT"
+	@$(BIN)/pellucid generate -- "$$MAKE_PROMPT"
 
 test: dev ## run the tests; PYTEST_ARGS="..." is passed on
 	@if [ -f $(RECORD) ]; then cat $(RECORD); [ "$$PELLUCID_NATIVE" = off ] || exit 1; fi
