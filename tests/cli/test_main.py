@@ -100,6 +100,7 @@ def test_no_command_shows_the_help_and_fails() -> None:
         (("xyzzy",), "unknown command `xyzzy`: there are generate, chat,"),
         (("--versoin",), "unknown option `--versoin`: did you mean `--version`?"),
         (("generate", "--max-token", "3", "hi"), "unknown option `--max-token`: did you mean `--max-tokens`?"),
+        (("generate", "--", "hi", "--max-tokens", "3"), "`--max-tokens` comes after `--`"),
         (("generate", "two", "words"), "unexpected argument `words` (a text with spaces needs quotes)"),
         (("generate", "--max-tokens", "many", "hi"), "argument --max-tokens: invalid int value: 'many'"),
     ],

@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the shell's prompt gets a line of its own
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # What is still buffered has no reader; the interpreter would complain about it on its way out.

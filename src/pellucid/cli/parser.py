@@ -43,9 +43,12 @@ class CommandParser(argparse.ArgumentParser):
     def _describe_unknown(self, unknown: list[str]) -> str:
         import difflib
 
+        unknown = [argument for argument in unknown if argument != "--"]
         option = next((argument.split("=")[0] for argument in unknown if argument.startswith("-")), None)
         if option is None:
             return f"unexpected argument `{unknown[0]}` (a text with spaces needs quotes)"
+        if option in self._option_string_actions:
+            return f"`{option}` comes after `--`, where options are not read: put it before"
         close = difflib.get_close_matches(option, self._option_string_actions, n=1)
         return f"unknown option `{option}`" + (f": did you mean `{close[0]}`?" if close else "")
 
