@@ -17,21 +17,27 @@ inline namespace PELLUCID_SIMD_NAMESPACE {
 
 constexpr int kTokenGroups = kKvBlockSize / kLanes;
 
-// Register tiles: accumulators + one vector of operands per column + one broadcast fit the register file.
+// Register tiles: rows times vectors of accumulators, one vector of operands a column and one broadcast fit the
+// register file. Many rows amortize the conversion of 16-bit operands; few rows take more columns, for enough
+// independent chains.
 #if defined(PELLUCID_SIMD_AVX512)
-constexpr int kQueryTile = 6;
-constexpr int kTokenTile = 4;
-constexpr int dim_tile(int queries) { return queries == 1 ? 16 : queries <= 3 ? 8 : 4; }
+constexpr int kQueryTile = 12;
+constexpr int token_tile(int queries) { return queries > 6 ? 2 : 4; }
+constexpr int dim_tile(int queries) { return queries > 6 ? 2 : queries > 3 ? 4 : queries > 1 ? 8 : 16; }
 #elif defined(PELLUCID_SIMD_AVX2)
 constexpr int kQueryTile = 6;
-constexpr int kTokenTile = 1;
-constexpr int dim_tile(int queries) { return queries == 1 ? 4 : queries <= 3 ? 2 : 1; }
+constexpr int token_tile(int queries) { return queries > 2 ? 1 : 2; }
+constexpr int dim_tile(int queries) { return queries > 3 ? 1 : queries > 1 ? 2 : 4; }
 #else
 constexpr int kQueryTile = 2;
-constexpr int kTokenTile = 1;
+constexpr int token_tile(int) { return 1; }
 constexpr int dim_tile(int) { return 1; }
 #endif
+constexpr int next_smaller_tile(int queries) { return queries > 6 ? 6 : queries - 1; }
 
+// Up to this many rows convert 16-bit elements tile by tile; more have the block converted first, which costs a fixed
+// time and then saves a twelfth to a third of a tile's.
+constexpr int kMaxConvertingQueries = 32;
 static_assert(kQueryTile <= kMaxQueryTile);
 
 constexpr int padded(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
@@ -91,6 +97,12 @@ static TokenRange visible_tokens(const int32_t* begin, const int32_t* end, int r
     return range;
 }
 
+static bool every_row_sees_all(const int32_t* begin, const int32_t* end, int rows) {
+    bool all = true;
+    for (int i = 0; i < rows; ++i) all = all && begin[i] == 0 && end[i] == kKvBlockSize;
+    return all;
+}
+
 template <typename Element>
 struct Block {
     const Element* key;    // [64 / 16][head_dim / 2] pairs of 16-token vectors
@@ -142,52 +154,82 @@ static void score_tile(const Block<typename KvReader<kType>::Element>& block, in
 template <KvType kType, int kQueries>
 static void score_rows(const Block<typename KvReader<kType>::Element>& block, TokenRange range, const float* query,
                        int64_t query_stride, float* scores) {
+    constexpr int kTile = token_tile(kQueries);
     int group = range.first_group();
     const int end = range.end_group();
-    for (; group + kTokenTile <= end; group += kTokenTile) {
-        score_tile<kType, kQueries, kTokenTile>(block, group, query, query_stride, scores);
+    for (; group + kTile <= end; group += kTile) {
+        score_tile<kType, kQueries, kTile>(block, group, query, query_stride, scores);
     }
-    if constexpr (kTokenTile > 1) {
-        switch (end - group) {
-            case 3:
-                return score_tile<kType, kQueries, 3>(block, group, query, query_stride, scores);
-            case 2:
-                return score_tile<kType, kQueries, 2>(block, group, query, query_stride, scores);
-            case 1:
-                return score_tile<kType, kQueries, 1>(block, group, query, query_stride, scores);
-            default:
-                return;
+    if constexpr (kTile > 2) {
+        for (; group + 2 <= end; group += 2) {
+            score_tile<kType, kQueries, 2>(block, group, query, query_stride, scores);
         }
+    }
+    if constexpr (kTile > 1) {
+        if (group < end) score_tile<kType, kQueries, 1>(block, group, query, query_stride, scores);
     }
 }
 
-// One row's scores to exp(score - max), in place, zero in the slots of the groups that the row does not see.
-static void softmax_row(float* scores, TokenRange groups, int begin, int end, float* max_out, float* sum_out) {
-    const F32x16 minus_infinity = broadcast(-__builtin_inff());
-    F32x16 score[kTokenGroups];
+// One group of 16 scores of a row, -inf where the row does not see the token.
+PELLUCID_INLINE F32x16 visible_scores(const float* scores, int group, int begin, int end) {
+    const int first = group * kLanes;
+    if (begin <= first && end >= first + kLanes) return load(scores + first);
+    const int from = begin < first ? 0 : begin > first + kLanes ? kLanes : begin - first;
+    const int to = end < first ? 0 : end > first + kLanes ? kLanes : end - first;
+    return select(lane_range(from, to), load(scores + first), broadcast(-__builtin_inff()));
+}
+
+// Four of a tile's rows; beyond the last it repeats.
+template <int kQueries>
+PELLUCID_INLINE F32x16 reduce_four(F32x16 (*reduce)(F32x16, F32x16, F32x16, F32x16), const F32x16 (&rows)[kQueries],
+                                   int row) {
+    constexpr int kLast = kQueries - 1;
+    return reduce(rows[row], rows[row + 1 < kLast ? row + 1 : kLast], rows[row + 2 < kLast ? row + 2 : kLast],
+                  rows[row + 3 < kLast ? row + 3 : kLast]);
+}
+
+// A tile's scores to exp(score - max), in place. Without kMasked every row sees the whole block.
+template <int kQueries, bool kMasked>
+static void softmax_tile(float* scores, TokenRange range, const int32_t* begin, const int32_t* end, float* max_out,
+                         float* sum_out) {
+    constexpr int kQuads = (kQueries + 3) / 4;
+    const auto load_scores = [&](int i, int g) {
+        const float* row = scores + i * kKvBlockSize;
+        if constexpr (!kMasked) return load(row + g * kLanes);
+        if (g < range.first_group() || g >= range.end_group()) return broadcast(-__builtin_inff());
+        return visible_scores(row, g, begin[i], end[i]);
+    };
+
+    F32x16 row_max[kQueries], row_sum[kQueries], shift[kQuads];
+    float maxima[kQuads * 4], sums[kQuads * 4];
     PELLUCID_UNROLL
-    for (int g = 0; g < kTokenGroups; ++g) {
-        const int first = g * kLanes;
-        if (g < groups.first_group() || g >= groups.end_group()) {
-            score[g] = minus_infinity;
-            continue;
-        }
-        score[g] = load(scores + first);
-        if (begin > first || end < first + kLanes) {
-            const int from = begin < first ? 0 : begin > first + kLanes ? kLanes : begin - first;
-            const int to = end < first ? 0 : end > first + kLanes ? kLanes : end - first;
-            score[g] = select(lane_range(from, to), score[g], minus_infinity);
-        }
+    for (int i = 0; i < kQueries; ++i) {
+        row_max[i] = max(max(load_scores(i, 0), load_scores(i, 1)), max(load_scores(i, 2), load_scores(i, 3)));
     }
-    const float largest = reduce_max(max(max(score[0], score[1]), max(score[2], score[3])));
-    const F32x16 shift = broadcast(largest == -__builtin_inff() ? 0.0f : largest);
     PELLUCID_UNROLL
-    for (int g = 0; g < kTokenGroups; ++g) {
-        score[g] = exp_not_positive(sub(score[g], shift));
-        store(scores + g * kLanes, score[g]);
+    for (int quad = 0; quad < kQuads; ++quad) {
+        const F32x16 largest = reduce_four(reduce_max4, row_max, quad * 4);
+        store_quarters(maxima + quad * 4, bits(largest));
+        // A row that sees nothing has weights exp(-inf) = 0.
+        shift[quad] = select(equal(largest, broadcast(-__builtin_inff())), zero(), largest);
     }
-    *max_out = largest;
-    *sum_out = reduce_add(add(add(score[0], score[1]), add(score[2], score[3])));
+    PELLUCID_UNROLL
+    for (int i = 0; i < kQueries; ++i) {
+        const F32x16 row_shift = broadcast_quarter(shift[i / 4], i % 4);
+        F32x16 weight[kTokenGroups];
+        PELLUCID_UNROLL
+        for (int g = 0; g < kTokenGroups; ++g) {
+            weight[g] = exp_not_positive(sub(load_scores(i, g), row_shift));
+            store(scores + i * kKvBlockSize + g * kLanes, weight[g]);
+        }
+        row_sum[i] = add(add(weight[0], weight[1]), add(weight[2], weight[3]));
+    }
+    PELLUCID_UNROLL
+    for (int quad = 0; quad < kQuads; ++quad) {
+        store_quarters(sums + quad * 4, bits(reduce_four(reduce_add4, row_sum, quad * 4)));
+    }
+    memcpy(max_out, maxima, sizeof(float) * kQueries);
+    memcpy(sum_out, sums, sizeof(float) * kQueries);
 }
 
 // out[i][dim ...] of kQueries rows and kVectors vectors, of which the last has `last` lanes.
@@ -253,9 +295,10 @@ static void attend_tile(const Block<typename KvReader<kType>::Element>& block, c
         return;
     }
     score_rows<kType, kQueries>(block, range, query, query_stride, scores);
-    PELLUCID_UNROLL
-    for (int i = 0; i < kQueries; ++i) {
-        softmax_row(scores + i * kKvBlockSize, range, begin[i], end[i], max + i, sum + i);
+    if (every_row_sees_all(begin, end, kQueries)) {
+        softmax_tile<kQueries, false>(scores, range, begin, end, max, sum);
+    } else {
+        softmax_tile<kQueries, true>(scores, range, begin, end, max, sum);
     }
     value_columns<kType, kQueries, dim_tile(kQueries)>(block, range, scores, 0, out);
 }
@@ -270,9 +313,9 @@ static void attend_rows(const Block<typename KvReader<kType>::Element>& block, c
                                      sum + row, out + static_cast<int64_t>(row) * block.head_dim, scores);
     }
     if constexpr (kQueries > 1) {
-        attend_rows<kType, kQueries - 1>(block, query + row * query_stride, query_stride, num_queries - row,
-                                         begin + row, end + row, max + row, sum + row,
-                                         out + static_cast<int64_t>(row) * block.head_dim, scores);
+        attend_rows<kType, next_smaller_tile(kQueries)>(block, query + row * query_stride, query_stride,
+                                                        num_queries - row, begin + row, end + row, max + row, sum + row,
+                                                        out + static_cast<int64_t>(row) * block.head_dim, scores);
     }
 }
 
@@ -307,8 +350,7 @@ static void attend_block(const void* key_block, const void* value_block, int hea
                                   head_dim, head_dim};
     float* scores = scratch;
     float* expanded = scratch + kQueryTile * kKvBlockSize;
-    // Converting once pays from the second tile on; a ragged head_dim needs the padding.
-    if (head_dim % kLanes != 0 || (kType != KvType::kF32 && num_queries > kQueryTile)) {
+    if (head_dim % kLanes != 0 || (kType != KvType::kF32 && num_queries > kMaxConvertingQueries)) {
         const Block<float> floats = expand<kType>(block, visible_tokens(begin, end, num_queries), expanded);
         attend_rows<KvType::kF32, kQueryTile>(floats, query, query_stride, num_queries, begin, end, max, sum, out,
                                               scores);

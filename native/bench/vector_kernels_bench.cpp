@@ -26,9 +26,9 @@ double seconds_per_call(const auto& call) {
         return std::chrono::duration<double>(Clock::now() - start).count();
     };
     int64_t count = 1;
-    while (time(count) < 0.01) count *= 2;
+    while (time(count) < 0.001) count *= 2;
     double best = time(count);
-    for (int repeat = 0; repeat < 8; ++repeat) best = std::min(best, time(count));
+    for (int repeat = 0; repeat < 60; ++repeat) best = std::min(best, time(count));
     return best / static_cast<double>(count);
 }
 

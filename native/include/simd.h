@@ -73,7 +73,8 @@ PELLUCID_INLINE float float_from_bits(int32_t bits) {
 // Conversions to 16 bits and to integers round to nearest, ties to even. to_i32 takes |x| < 2^22.
 // load_even_* and load_odd_* read 16 pairs of 16-bit values and give the first, or the second, of each pair.
 //
-// The *4 functions work on four vectors at once, whose results fill the four quarters (4 lanes each) of one.
+// The *4 functions work on four vectors at once, whose results fill the four quarters (4 lanes each) of one; the order
+// of additions is that of reduce_add.
 
 #if defined(PELLUCID_SIMD_AVX512)
 
@@ -112,7 +113,7 @@ PELLUCID_INLINE Mask16 equal(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.
 PELLUCID_INLINE F32x16 select(Mask16 m, F32x16 a, F32x16 b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
 
 PELLUCID_INLINE I32x16 broadcast_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
-PELLUCID_INLINE I32x16 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+PELLUCID_INLINE I32x16 load_i32(const void* p) { return {_mm512_loadu_si512(p)}; }
 PELLUCID_INLINE void store_i32(int32_t* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
 PELLUCID_INLINE I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 PELLUCID_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
@@ -182,6 +183,20 @@ PELLUCID_INLINE I32x16 reduce_add4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
     __m512i r = _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
     r = _mm512_add_epi32(r, _mm512_shuffle_epi32(r, static_cast<_MM_PERM_ENUM>(0x4e)));
     return {_mm512_add_epi32(r, _mm512_shuffle_epi32(r, static_cast<_MM_PERM_ENUM>(0xb1)))};
+}
+PELLUCID_INLINE F32x16 reduce_max4(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+    const __m512 ab = _mm512_max_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xee));
+    const __m512 cd = _mm512_max_ps(_mm512_shuffle_f32x4(c.v, d.v, 0x44), _mm512_shuffle_f32x4(c.v, d.v, 0xee));
+    __m512 r = _mm512_max_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    r = _mm512_max_ps(r, _mm512_permute_ps(r, 0x4e));
+    return {_mm512_max_ps(r, _mm512_permute_ps(r, 0xb1))};
+}
+PELLUCID_INLINE F32x16 reduce_add4(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xee));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c.v, d.v, 0x44), _mm512_shuffle_f32x4(c.v, d.v, 0xee));
+    __m512 r = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    r = _mm512_add_ps(r, _mm512_permute_ps(r, 0x4e));
+    return {_mm512_add_ps(r, _mm512_permute_ps(r, 0xb1))};
 }
 // 64 values, vector after vector.
 PELLUCID_INLINE void store_i8x4(int8_t* p, I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
@@ -280,9 +295,9 @@ PELLUCID_INLINE F32x16 select(Mask16 m, F32x16 a, F32x16 b) {
 }
 
 PELLUCID_INLINE I32x16 broadcast_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-PELLUCID_INLINE I32x16 load_i32(const int32_t* p) {
-    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
+PELLUCID_INLINE I32x16 load_i32(const void* p) {
+    const __m256i* halves = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
 }
 PELLUCID_INLINE void store_i32(int32_t* p, I32x16 a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
@@ -381,6 +396,24 @@ PELLUCID_INLINE I32x16 reduce_add4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
     return {reduce_add2(_mm256_add_epi32(a.lo, a.hi), _mm256_add_epi32(b.lo, b.hi)),
             reduce_add2(_mm256_add_epi32(c.lo, c.hi), _mm256_add_epi32(d.lo, d.hi))};
 }
+PELLUCID_INLINE __m256 reduce_max2(__m256 a, __m256 b) {
+    __m256 r = _mm256_max_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    r = _mm256_max_ps(r, _mm256_permute_ps(r, 0x4e));
+    return _mm256_max_ps(r, _mm256_permute_ps(r, 0xb1));
+}
+PELLUCID_INLINE __m256 reduce_add2(__m256 a, __m256 b) {
+    __m256 r = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    r = _mm256_add_ps(r, _mm256_permute_ps(r, 0x4e));
+    return _mm256_add_ps(r, _mm256_permute_ps(r, 0xb1));
+}
+PELLUCID_INLINE F32x16 reduce_max4(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+    return {reduce_max2(_mm256_max_ps(a.lo, a.hi), _mm256_max_ps(b.lo, b.hi)),
+            reduce_max2(_mm256_max_ps(c.lo, c.hi), _mm256_max_ps(d.lo, d.hi))};
+}
+PELLUCID_INLINE F32x16 reduce_add4(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+    return {reduce_add2(_mm256_add_ps(a.lo, a.hi), _mm256_add_ps(b.lo, b.hi)),
+            reduce_add2(_mm256_add_ps(c.lo, c.hi), _mm256_add_ps(d.lo, d.hi))};
+}
 // 64 values, vector after vector.
 PELLUCID_INLINE void store_i8x4(int8_t* p, I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -431,7 +464,7 @@ PELLUCID_INLINE I32x16 broadcast_i32(int32_t x) {
     I32x16 r;
     PELLUCID_EACH((I32x4{x, x, x, x}));
 }
-PELLUCID_INLINE I32x16 load_i32(const int32_t* p) {
+PELLUCID_INLINE I32x16 load_i32(const void* p) {
     I32x16 r;
     memcpy(&r, p, sizeof r);
     return r;
@@ -582,17 +615,6 @@ PELLUCID_INLINE F32x16 to_f32(I32x16 a) {
     PELLUCID_EACH(__builtin_convertvector(a.v[i], F32x4));
 }
 
-PELLUCID_INLINE float half_to_float(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = half >> 10 & 31;
-    const uint32_t mantissa = half & 0x3ff;
-    if (exponent == 0) {
-        const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-        return sign ? -magnitude : magnitude;
-    }
-    const uint32_t rebased = exponent == 31 ? 255 : exponent + 112;
-    const uint32_t quiet = exponent == 31 && mantissa != 0 ? 0x400000 : 0;
-    return float_from_bits(static_cast<int32_t>(sign | rebased << 23 | mantissa << 13 | quiet));
-}
 PELLUCID_INLINE uint16_t float_to_half(float x) {
     const uint32_t whole = static_cast<uint32_t>(float_bits(x)), sign = whole >> 16 & 0x8000;
     uint32_t a = whole & 0x7fffffff;
@@ -621,20 +643,31 @@ PELLUCID_INLINE I32x16 load_u16(const uint16_t* p) {
 PELLUCID_INLINE void store_u16(uint16_t* p, I32x16 a) {
     for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint16_t>(a.v[i / 4][i % 4]);
 }
-PELLUCID_INLINE F32x16 load_f16(const uint16_t* p) {
-    float lanes[kLanes];
-    for (int i = 0; i < kLanes; ++i) lanes[i] = half_to_float(p[i]);
-    return load(lanes);
+// Halves in the low 16 bits of each lane; the high ones are zero.
+PELLUCID_INLINE F32x16 halves_to_floats(I32x16 half) {
+    I32x16 r;
+    const I32x16 mantissa = bit_and(half, broadcast_i32(0x3ff));
+    const I32x16 subnormal = bits(mul(to_f32(mantissa), broadcast(0x1p-24f)));
+    PELLUCID_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const I32x4 exponent = half.v[i] & 0x7c00, magnitude = (half.v[i] & 0x7fff) << 13;
+        const I32x4 quiet = (I32x4)(mantissa.v[i] != 0) & 0x400000;
+        const I32x4 normal_or_special =
+            blend((I32x4)(exponent == 0x7c00), magnitude | 0x7f800000 | quiet, magnitude + 0x38000000);
+        r.v[i] = (half.v[i] & 0x8000) << 16 | blend((I32x4)(exponent == 0), subnormal.v[i], normal_or_special);
+    }
+    return from_bits(r);
 }
+PELLUCID_INLINE F32x16 load_f16(const uint16_t* p) { return halves_to_floats(load_u16(p)); }
 PELLUCID_INLINE void store_f16(uint16_t* p, F32x16 a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(a.v[i / 4][i % 4]);
 }
 PELLUCID_INLINE F32x16 load_even_f16(const uint16_t* p) {
-    float lanes[kLanes];
-    for (int i = 0; i < kLanes; ++i) lanes[i] = half_to_float(p[2 * i]);
-    return load(lanes);
+    return halves_to_floats(bit_and(load_i32(p), broadcast_i32(0xffff)));
 }
-PELLUCID_INLINE F32x16 load_odd_f16(const uint16_t* p) { return load_even_f16(p + 1); }
+PELLUCID_INLINE F32x16 load_odd_f16(const uint16_t* p) {
+    return halves_to_floats(shift_right_logical<16>(load_i32(p)));
+}
 
 template <int kQuarter>
 PELLUCID_INLINE F32x16 broadcast_quarter(F32x16 a) {
@@ -664,6 +697,26 @@ PELLUCID_INLINE I32x16 reduce_max4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
     return {{reduce_max1(a), reduce_max1(b), reduce_max1(c), reduce_max1(d)}};
 }
 PELLUCID_INLINE I32x16 reduce_add4(I32x16 a, I32x16 b, I32x16 c, I32x16 d) {
+    return {{reduce_add1(a), reduce_add1(b), reduce_add1(c), reduce_add1(d)}};
+}
+PELLUCID_INLINE float greater_of(float a, float b) { return a > b ? a : b; }
+PELLUCID_INLINE F32x4 reduce_max1(F32x16 a) {
+    float four[4];
+    for (int i = 0; i < 4; ++i) {
+        four[i] = greater_of(greater_of(a.v[0][i], a.v[2][i]), greater_of(a.v[1][i], a.v[3][i]));
+    }
+    const float largest = greater_of(greater_of(four[0], four[2]), greater_of(four[1], four[3]));
+    return F32x4{largest, largest, largest, largest};
+}
+PELLUCID_INLINE F32x4 reduce_add1(F32x16 a) {
+    const F32x4 four = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
+    const float sum = (four[0] + four[2]) + (four[1] + four[3]);
+    return F32x4{sum, sum, sum, sum};
+}
+PELLUCID_INLINE F32x16 reduce_max4(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
+    return {{reduce_max1(a), reduce_max1(b), reduce_max1(c), reduce_max1(d)}};
+}
+PELLUCID_INLINE F32x16 reduce_add4(F32x16 a, F32x16 b, F32x16 c, F32x16 d) {
     return {{reduce_add1(a), reduce_add1(b), reduce_add1(c), reduce_add1(d)}};
 }
 // 64 values, vector after vector.
@@ -709,33 +762,25 @@ PELLUCID_INLINE int32_t reduce_max(I32x16 a) {
 
 #else
 
-PELLUCID_INLINE float reduce_add(F32x16 a) {
-    const F32x4 four = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-PELLUCID_INLINE float greater_of(float a, float b) { return a > b ? a : b; }
-PELLUCID_INLINE float reduce_max(F32x16 a) {
-    float m[4];
-    for (int i = 0; i < 4; ++i) {
-        m[i] = greater_of(greater_of(a.v[0][i], a.v[2][i]), greater_of(a.v[1][i], a.v[3][i]));
-    }
-    return greater_of(greater_of(m[0], m[2]), greater_of(m[1], m[3]));
-}
-PELLUCID_INLINE int32_t reduce_add(I32x16 a) {
-    uint32_t sum = 0;
-    for (int i = 0; i < kLanes; ++i) sum += static_cast<uint32_t>(a.v[i / 4][i % 4]);
-    return static_cast<int32_t>(sum);
-}
-PELLUCID_INLINE int32_t reduce_max(I32x16 a) {
-    int32_t largest = a.v[0][0];
-    for (int i = 1; i < kLanes; ++i) {
-        const int32_t x = a.v[i / 4][i % 4];
-        largest = x > largest ? x : largest;
-    }
-    return largest;
-}
+PELLUCID_INLINE float reduce_add(F32x16 a) { return reduce_add1(a)[0]; }
+PELLUCID_INLINE float reduce_max(F32x16 a) { return reduce_max1(a)[0]; }
+PELLUCID_INLINE int32_t reduce_add(I32x16 a) { return reduce_add1(a)[0]; }
+PELLUCID_INLINE int32_t reduce_max(I32x16 a) { return reduce_max1(a)[0]; }
 
 #endif
+
+PELLUCID_INLINE F32x16 broadcast_quarter(F32x16 a, int quarter) {
+    switch (quarter) {
+        case 0:
+            return broadcast_quarter<0>(a);
+        case 1:
+            return broadcast_quarter<1>(a);
+        case 2:
+            return broadcast_quarter<2>(a);
+        default:
+            return broadcast_quarter<3>(a);
+    }
+}
 
 // ---- built from the above ------------------------------------------------------------------------------------------
 
@@ -779,15 +824,9 @@ PELLUCID_INLINE void store_bf16_partial(uint16_t* p, F32x16 a, int n) {
     store_bf16(lanes, a);
     for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
-PELLUCID_INLINE F32x16 load_even_bf16(const uint16_t* p) {
-    I32x16 pairs;
-    memcpy(&pairs, p, sizeof pairs);
-    return from_bits(shift_left<16>(pairs));
-}
+PELLUCID_INLINE F32x16 load_even_bf16(const uint16_t* p) { return from_bits(shift_left<16>(load_i32(p))); }
 PELLUCID_INLINE F32x16 load_odd_bf16(const uint16_t* p) {
-    I32x16 pairs;
-    memcpy(&pairs, p, sizeof pairs);
-    return from_bits(bit_and(pairs, broadcast_i32(static_cast<int32_t>(0xffff0000))));
+    return from_bits(bit_and(load_i32(p), broadcast_i32(static_cast<int32_t>(0xffff0000))));
 }
 
 // e^x within 1.2 units in the last place for -86.9 < x < 88.72 (0.9 with a fused multiply-add); e^0 is 1 exactly.

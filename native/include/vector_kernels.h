@@ -13,7 +13,7 @@ enum class KvType : int { kF32 = 0, kF16 = 1, kBF16 = 2 };
 constexpr int kKvBlockSize = 64;     // tokens a KV block holds
 constexpr int kQuantBlockSize = 32;  // activations that share one scale
 constexpr int kMaxHeadDim = 512;     // head_dim is a multiple of 2 up to this
-constexpr int kMaxQueryTile = 6;     // query rows that an attention kernel takes at a time, at most
+constexpr int kMaxQueryTile = 12;    // query rows that an attention kernel takes at a time, at most
 
 constexpr int kv_element_size(KvType type) { return type == KvType::kF32 ? 4 : 2; }
 
