@@ -61,7 +61,6 @@ def test_values_are_resolved() -> None:
     assert type(params.max_tokens) is int
     assert params.top_k == 0
     assert type(params.temperature) is type(params.top_p) is float
-    assert params.greedy
     assert params.stop_strings == ("end",)
     assert params.stop_token_ids == (1, 2)
     assert SamplingParams(stop=None, stop_token_ids=None) == SamplingParams()

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 import pellucid
-from pellucid import LLM, BackendError, CapacityError, ContextLengthError, InvalidRequestError, SamplingParams
+from pellucid import (
+    LLM,
+    BackendError,
+    CapacityError,
+    ContextLengthError,
+    InvalidRequestError,
+    ModelFileError,
+    SamplingParams,
+)
 from pellucid.engine import llm as llm_module
 from tests.support.engines import answer_alone
 from tests.support.fake_backend import FakeBackend
@@ -232,6 +240,13 @@ def test_logits(llm: LLM) -> None:
         llm.logits([])
 
 
+def test_reset_prefix_cache(llm: LLM) -> None:
+    prompt = [7] * 200
+    assert [llm.generate(prompt, GREEDY)[0].metrics.cached_tokens for _ in range(2)] == [0, 192]
+    llm.reset_prefix_cache()
+    assert llm.generate(prompt, GREEDY)[0].metrics.cached_tokens == 0
+
+
 def test_close(llm: LLM, backend: FakeBackend) -> None:
     stream = llm.stream("hello", GREEDY)
     next(stream)
@@ -270,6 +285,23 @@ def test_arguments(backend: FakeBackend) -> None:
             LLM("fake", **arguments)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="tensor_parallel_size"):
         LLM("fake", tensor_parallel_size=2)  # type: ignore[call-arg]
+
+
+def test_a_tokenizer_of_another_size_is_refused(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeTokenizer, "vocab_size", 60)
+    with pytest.raises(ModelFileError, match=r"60 tokens.*61 rows"):
+        LLM("fake")
+    assert backend.closed
+
+
+def test_what_building_the_tokenizer_raises_is_raised(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(metadata: object) -> None:
+        raise ModelFileError("no vocabulary")
+
+    monkeypatch.setattr(llm_module.Tokenizer, "from_gguf", broken)
+    with pytest.raises(ModelFileError, match="no vocabulary"):
+        LLM("fake")
+    assert backend.closed
 
 
 def test_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:

@@ -482,6 +482,7 @@ def test_metrics() -> None:
     metrics = engine.replies["x"].metrics
     assert (metrics.queue, metrics.prefill, metrics.ttft, metrics.decode) == (2.0, 2.0, 4.0, 3.0)
     assert (metrics.prompt_tokens, metrics.output_tokens, metrics.cached_tokens, metrics.preemptions) == (25, 4, 0, 0)
+    assert metrics.decode_tokens == 3
     assert metrics.decode_tokens_per_second == 1.0
     assert metrics.prefill_tokens_per_second == 12.5
 

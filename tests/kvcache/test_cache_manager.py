@@ -192,14 +192,14 @@ def test_fork_copies_only_the_last_block_and_only_when_written() -> None:
     assert child.block_table[0] == parent.block_table[0]
 
 
-def test_clear_prefix_cache() -> None:
+def test_reset_prefix_cache() -> None:
     cache = CacheManager(8)
     memory = Memory(cache)
     first, second = begin(cache, [5] * 100), begin(cache, [6] * 100)
     memory.compute(first, 100)
     memory.compute(second, 100)
     cache.free(first)
-    cache.clear_prefix_cache()
+    cache.reset_prefix_cache()
     cache.check_integrity([second])
     assert cache.match(make_sequence([5] * 100)) == []
     assert cache.match(make_sequence([6] * 100)) == second.block_table[:1]

@@ -60,6 +60,7 @@ class RequestMetrics:
         prompt_tokens: tokens of the prompt.
         cached_tokens: how many of them were found in the prefix cache.
         output_tokens: tokens generated, over all continuations.
+        decode_tokens: those of them that were not the first of a continuation.
         preemptions: how often a sequence was put back to make room for others.
     """
 
@@ -70,6 +71,7 @@ class RequestMetrics:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    decode_tokens: int = 0
     preemptions: int = 0
 
     @property
@@ -80,7 +82,7 @@ class RequestMetrics:
     @property
     def decode_tokens_per_second(self) -> float:
         """Tokens a second after the first of each continuation; 0 if there were none."""
-        return (self.output_tokens - 1) / self.decode if self.decode > 0 else 0.0
+        return self.decode_tokens / self.decode if self.decode > 0 else 0.0
 
 
 @dataclass(slots=True)

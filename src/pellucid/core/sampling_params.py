@@ -133,7 +133,3 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as the tuple it was resolved to."""
         return self.stop  # type: ignore[return-value]
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0

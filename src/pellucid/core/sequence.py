@@ -108,6 +108,10 @@ class SequenceGroup:
         arrival_number: counts requests in order of arrival.
         cache_salt: prefix-cache entries are shared only between requests of the same salt.
         stream: whether each token is reported as it comes.
+        is_forked: whether each sequence goes its own way; until then the first stands for all.
+        num_cached_tokens: prompt tokens that were found in the prefix cache.
+        num_preemptions: how often a sequence of it had to give way.
+        num_unfinished: how many of `sequences` have not ended.
         arrival_time, first_scheduled_time, first_token_time, last_token_time: seconds on the engine's clock.
     """
 
@@ -176,10 +180,13 @@ class SequenceGroup:
 
     @property
     def metrics(self) -> RequestMetrics:
+        """Times and counts so far."""
+        output_tokens = [sequence.num_output_tokens for sequence in self.sequences]
         metrics = RequestMetrics(
             prompt_tokens=len(self.prompt_token_ids),
             cached_tokens=self.num_cached_tokens,
-            output_tokens=sum(sequence.num_output_tokens for sequence in self.sequences),
+            output_tokens=sum(output_tokens),
+            decode_tokens=sum(count - 1 for count in output_tokens if count),
             preemptions=self.num_preemptions,
         )
         if self.first_scheduled_time is not None:

@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as ListLike
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +25,7 @@ from pellucid.core.config import (
     ModelConfig,
     SchedulerConfig,
 )
-from pellucid.core.errors import BackendError, InvalidRequestError
+from pellucid.core.errors import BackendError, InvalidRequestError, ModelFileError
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
@@ -110,12 +109,18 @@ class LLM:
             BackendConfig(backend, threads),
         )
         self.model_path = resolve(str(model), progress=progress)
-        with open_model(self.model_path) as model_file, ThreadPoolExecutor(1) as executor:
+        with open_model(self.model_path) as model_file:
             self.spec: ModelSpec = model_file.spec
-            tokenizer = executor.submit(Tokenizer.from_gguf, model_file.metadata)  # beside the weights, not after them
-            self._backend = load_backend(model_file, self.config.backend, kv_cache_dtype=kv_cache_dtype)
+            with _TokenizerThread(model_file.metadata) as tokenizer_thread:
+                self._backend = load_backend(model_file, self.config.backend, kv_cache_dtype=kv_cache_dtype)
             try:
-                self.tokenizer: Tokenizer = tokenizer.result()
+                self.tokenizer: Tokenizer = tokenizer_thread.result()
+                if self.tokenizer.vocab_size != self.spec.vocab_size:
+                    raise ModelFileError(
+                        f"the tokenizer has {self.tokenizer.vocab_size} tokens, but embed_tokens has "
+                        f"{self.spec.vocab_size} rows; a sound file has as many of one as of the other",
+                        param="tokenizer.ggml.tokens",
+                    )
                 self._engine = self._build_engine(trace)
             except BaseException:
                 self._backend.close()
@@ -239,6 +244,11 @@ class LLM:
         """
         with self._exclusive():
             return self._engine.logits(token_ids)  # type: ignore[arg-type]
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix, so that the next prompt is computed in full."""
+        with self._exclusive():
+            self._engine.scheduler.cache.reset_prefix_cache()
 
     def close(self) -> None:
         """Abort what runs and free weights, KV cache and threads. Further calls raise BackendError."""
@@ -403,6 +413,38 @@ class TokenStream:
     def __del__(self) -> None:
         if not self._finished:  # perhaps in the middle of a step: only leave a note
             self._llm._dropped.append(self.request_id)
+
+
+class _TokenizerThread(threading.Thread):
+    """Builds the tokenizer while the block, which loads the weights, runs."""
+
+    def __init__(self, metadata: Mapping[str, object]) -> None:
+        super().__init__(name="tokenizer")
+        self._metadata = metadata
+        self._tokenizer: Tokenizer | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_gguf(self._metadata)
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Tokenizer:
+        """The tokenizer; raises what building it raised."""
+        if self._tokenizer is None:
+            assert self._error is not None
+            raise self._error
+        return self._tokenizer
+
+    def __enter__(self) -> _TokenizerThread:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.join()
 
 
 def _is_one_prompt(prompts: object) -> bool:

@@ -169,7 +169,7 @@ class CacheManager:
             self.copies = []
         return copies
 
-    def clear_prefix_cache(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; blocks in use stay in use."""
         if self._prefix_cache is not None:
             while self.pool.num_cached:

@@ -35,14 +35,8 @@ class PrefixCache:
         self._block_of: dict[bytes, int] = {}
         self._entry_of: dict[int, tuple[bytes, bytes, bytes]] = {}  # block -> digest, parent digest, tokens
 
-    def __len__(self) -> int:
-        return len(self._block_of)
-
     def __contains__(self, block: object) -> bool:
         return block in self._entry_of
-
-    def blocks(self) -> set[int]:
-        return set(self._entry_of)
 
     def find(self, digest: bytes, parent: bytes, tokens: bytes) -> int | None:
         """The block registered under `digest` with these very `tokens` after `parent`, or None."""
