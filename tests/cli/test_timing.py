@@ -3,7 +3,7 @@ import pytest
 from pellucid.cli.timing import Timing
 from pellucid.core.outputs import RequestMetrics
 
-METRICS = RequestMetrics(ttft=0.05, prefill=0.04, decode=0.5, prompt_tokens=40, cached_tokens=0, output_tokens=51)
+METRICS = RequestMetrics(ttft=0.05, prefill=0.04, decode=0.5, prompt_tokens=40, output_tokens=51, decode_tokens=50)
 
 
 def test_line() -> None:

@@ -60,6 +60,7 @@ def test_values_are_resolved() -> None:
     )
     assert type(params.max_tokens) is int
     assert params.top_k == 0
+    assert params.greedy
     assert type(params.temperature) is type(params.top_p) is float
     assert params.stop_strings == ("end",)
     assert params.stop_token_ids == (1, 2)

@@ -133,3 +133,8 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as the tuple it was resolved to."""
         return self.stop  # type: ignore[return-value]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn: the highest logit is taken."""
+        return self.temperature == 0
