@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from pellucid.core.errors import CapacityError, InvalidRequestError
+from pellucid.backends.registry import load_backend
+from pellucid.core.config import BackendConfig
+from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
 from pellucid.estimate import memory
 from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory, kv_bytes_per_block
-from tests.support.tiny_models import GEMMA3, LLAMA, tiny_spec
+from pellucid.weights.loader import open_model
+from tests.support.tiny_models import GEMMA3, LLAMA, tiny_spec, write_tiny_model
 
 
 def test_kv_bytes_per_block() -> None:
@@ -59,3 +65,16 @@ def test_free_memory_obeys_the_control_group(monkeypatch: pytest.MonkeyPatch) ->
     assert free_memory() == 2500
     monkeypatch.setattr(memory, "_read_integer", lambda path: None)
     assert free_memory() == 10**10
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_backends_take_what_the_formula_says(name: Any, architecture: str, kv_cache_dtype: str, tmp_path: Path) -> None:
+    with open_model(write_tiny_model(tmp_path / "tiny.gguf", architecture)) as model_file:
+        try:
+            backend = load_backend(model_file, BackendConfig(name, 1), kv_cache_dtype=kv_cache_dtype)
+        except BackendError:
+            pytest.skip("the native core is not built")
+        assert backend.kv_bytes_per_block() == kv_bytes_per_block(model_file.spec, kv_cache_dtype)
+        backend.close()
