@@ -2,8 +2,9 @@
 
 Before rendering, a mark (one character that occurs nowhere in the input) is put into user text after the first
 character of every special token. What the template writes itself carries no mark, so after rendering a special token
-that still reads as one is the template's. Removing the marks then gives the user's text back, whatever the template
-did to it: trim it, cut it, repeat it, wrap it in JSON.
+that still reads as one is the template's. Removing the marks then gives the user's text back, also where the template
+trimmed it, split it, repeated it or wrapped it in JSON. (A template that counts characters counts the marks too; of
+user text without special tokens it sees no difference.)
 
 Two edges need a mark as well: text that ends like the start of a special token, which the following text could
 complete, and text that completes a start which the template writes.

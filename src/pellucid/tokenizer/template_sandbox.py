@@ -267,11 +267,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             owner = getattr(getattr(__obj, "__wrapped__", None), "__self__", owner)
         if isinstance(owner, str):
             if name == "replace":
-                __self._require_replaced(owner, *args, **kwargs)
+                __self._require_replaced(owner, *args)
             elif name == "join" and len(args) == 1:
                 args = (__self._require_joined(args[0], owner),)
             elif name == "format":
-                __self._require_formatted(owner, "{", (*args, *kwargs.values()))
+                named = (value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars"))
+                __self._require_formatted(owner, "{", (*args, *named))
         return super().call(__context, __obj, *args, **kwargs)
 
     # What the sandbox allows

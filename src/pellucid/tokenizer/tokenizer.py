@@ -163,7 +163,8 @@ class Tokenizer:
         """
         skip = self.special_ids if skip_special_tokens else frozenset()
         token_bytes = self._vocabulary.token_bytes
-        text = b"".join([token_bytes(token_id) for token_id in ids if token_id not in skip]).decode("utf-8", "replace")
+        spelled = [(token_id, token_bytes(token_id)) for token_id in ids]
+        text = b"".join([token for token_id, token in spelled if token_id not in skip]).decode("utf-8", "replace")
         return text.removeprefix(" ") if self.strips_leading_space and not continuation else text
 
     # Chat

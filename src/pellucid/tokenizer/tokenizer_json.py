@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,6 @@ class _PipelineEncoder:
     ) -> None:
         self._vocabulary = vocabulary
         self._model = model
-        self._normalized_tokens = AddedTokenMatcher(normalized_tokens, list)
         pre_tokenizer: Any = source.get("pre_tokenizer")
         self._prefixes_start = _prepend_scheme(pre_tokenizer) == "first"
         if self._prefixes_start:  # the library decides by the place in its own input, which here is a stretch of text
@@ -97,6 +97,9 @@ class _PipelineEncoder:
         self._pre_tokenizer = pre_tokenizer
         pipeline = self._build({"type": "BPE", "vocab": {}, "merges": []}, source.get("normalizer"))
         self._normalize: Callable[[str], str] = pipeline.normalizer.normalize_str if pipeline.normalizer else str
+        self._normalized_tokens = AddedTokenMatcher(
+            [replace(token, text=self._normalize(token.text)) for token in normalized_tokens], list
+        )
         splitter = pipeline.pre_tokenizer
         self._ids: dict[str, int] = model["vocab"]
         self._ranks = _ranks(model.get("merges"))
@@ -264,8 +267,8 @@ def _decoding(decoder: object) -> tuple[Alphabet, bool]:
         return "byte_level", False
     if kinds == ["Metaspace"]:
         return "sentencepiece", steps[0].get("prepend_scheme", "always") != "never"
-    replace = {"type": "Replace", "pattern": {"String": SPACE_SYMBOL}, "content": " "}
-    if replace in steps and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
+    spaces = {"type": "Replace", "pattern": {"String": SPACE_SYMBOL}, "content": " "}
+    if spaces in steps and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
         return "sentencepiece", any(step.get("start") for step in steps if step["type"] == "Strip")
     raise _unsupported("decoder", kinds, "ByteLevel, Metaspace, or Replace with ByteFallback")
 

@@ -109,12 +109,14 @@ class Vocabulary:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that `token_id` stands for; a character may be spread over several tokens."""
-        try:
-            return self._bytes[token_id]
-        except (KeyError, TypeError):
+        if type(token_id) is not int:
             self.check_id(token_id)
-            found = self._bytes[token_id] = self._spell(int(token_id))
-            return found
+            token_id = int(token_id)
+        found = self._bytes.get(token_id)
+        if found is None:
+            self.check_id(token_id)
+            found = self._bytes[token_id] = self._spell(token_id)
+        return found
 
     def _spell(self, token_id: int) -> bytes:
         token, kind = self.tokens[token_id], self.types[token_id]
