@@ -350,10 +350,10 @@ def test_malformed_templates(source: str) -> None:
 
 def test_endless_template() -> None:
     source = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(ModelFileError, match=r"was stopped: it takes longer than 0\.2 s"):
         ChatTemplate(source, max_seconds=0.2).render([{"role": "user", "content": "a"}])
-    assert time.monotonic() - start < 2
+    assert time.thread_time() - start < 1
 
 
 def test_forbidden_template() -> None:

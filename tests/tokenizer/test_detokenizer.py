@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -33,13 +34,19 @@ def test_the_stream_is_the_whole(name: str) -> None:
         check(tokenizer, ids, stream(tokenizer, ids))
 
 
+@cache
+def odd_ids(tokenizer: Tokenizer) -> list[int]:
+    """Single bytes, most of which are no text alone, and special tokens."""
+    return [i for i in range(tokenizer.vocab_size) if len(tokenizer.token_bytes(i)) == 1 or tokenizer.is_special(i)]
+
+
 @pytest.mark.parametrize("name", VOCABULARIES)
 @pytest.mark.parametrize("skip_special_tokens", [False, True])
 @pytest.mark.parametrize("continuation", [False, True])
 def test_any_ids_at_all(name: str, skip_special_tokens: bool, continuation: bool) -> None:
     tokenizer = gguf_tokenizer(vocabulary_path(name))
     rng = random.Random(8)
-    odd = [i for i in range(tokenizer.vocab_size) if len(tokenizer.token_bytes(i)) == 1] + list(tokenizer.special_ids)
+    odd = odd_ids(tokenizer)
     options = {"skip_special_tokens": skip_special_tokens, "continuation": continuation}
     for _ in range(200):
         ids = [rng.choice(odd) if rng.random() < 0.7 else rng.randrange(tokenizer.vocab_size) for _ in range(30)]

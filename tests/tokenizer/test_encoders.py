@@ -55,7 +55,7 @@ def test_the_library_and_the_merge_loop_agree(name: str) -> None:
     loop, library = Tokenizer.from_gguf(metadata), Tokenizer.from_gguf(metadata)
     library.prepare_bulk()
     assert library._encoder._bpe._bulk is not None  # type: ignore[attr-defined]
-    for text in texts(3, 1500):
+    for text in texts(3, 600):
         assert plain(loop, text) == plain(library, text), text
 
 
@@ -199,9 +199,7 @@ def test_text_that_no_token_can_spell_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-spm", "qwen2"])
-@pytest.mark.parametrize(
-    "text", ["a" * 1_000_000, " " * 1_000_000, "日本語" * 100_000, "<" * 300_000, "a\n " * 100_000]
-)
+@pytest.mark.parametrize("text", ["a" * 400_000, " " * 400_000, "日本語" * 100_000, "<" * 300_000, "a\n " * 50_000])
 def test_long_texts_are_quick(name: str, text: str) -> None:
     if not SHARED.exists():
         pytest.skip("the shared folder is not here")

@@ -15,7 +15,7 @@ from pellucid.tokenizer.template_sandbox import (
 )
 
 SECONDS = 0.3
-SLACK = 2.0  # for what runs between two looks at the clock, on a busy machine
+SLACK = 1.0  # of processor time, for what runs between two looks at the clock
 
 
 def render(source: str, **variables: Any) -> str:
@@ -86,25 +86,25 @@ EXPLODING = [
 
 @pytest.mark.parametrize("source", ENDLESS)
 def test_endless_templates_end(source: str) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises((BudgetExceededError, RecursionError)):
         render(source)
-    assert time.monotonic() - start < SECONDS + SLACK
+    assert time.thread_time() - start < SECONDS + SLACK
 
 
 @pytest.mark.parametrize("source", EXPLODING)
 def test_exploding_templates_end(source: str) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(BudgetExceededError):
         render(source)
-    assert time.monotonic() - start < SECONDS + SLACK
+    assert time.thread_time() - start < SECONDS + SLACK
 
 
 def test_without_its_clock_an_endless_template_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Budget, "charge", lambda self, work=1: None)
-    start = time.monotonic()
+    start = time.thread_time()
     render("{% for i in range(100000) %}{% for j in range(20) %}{% endfor %}{% endfor %}")
-    assert time.monotonic() - start > SECONDS, "the test above would not notice"
+    assert time.thread_time() - start > SECONDS, "the test above would not notice"
 
 
 def test_without_its_measure_a_template_explodes(monkeypatch: pytest.MonkeyPatch) -> None:
