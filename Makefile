@@ -49,7 +49,7 @@ check: dev ## ruff, mypy --strict, clang-format, compiler warnings as errors
 parity: dev ## compare live with torch and transformers, and the goldens with what they give today
 	$(PIP) install --no-build-isolation -e '.[parity]'
 	$(BIN)/pellucid pull $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest tests/parity $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/parity tests/tokenizer/test_parity.py $(PYTEST_ARGS)
 
 bench: build ## measure prefill, decode, cold start and memory; BENCH_ARGS="..." is passed on
 	$(BIN)/pellucid bench $(BENCH_ARGS)
