@@ -38,6 +38,8 @@ constexpr int next_smaller_tile(int queries) { return queries > 6 ? 6 : queries 
 // Up to this many rows convert 16-bit elements tile by tile; more have the block converted first, which costs a fixed
 // time and then saves a twelfth to a third of a tile's.
 constexpr int kMaxConvertingQueries = 32;
+// Up to this many rows wait for memory rather than arithmetic.
+constexpr int kMaxPrefetchingQueries = 6;
 static_assert(kQueryTile <= kMaxQueryTile);
 
 constexpr int padded(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
@@ -111,8 +113,25 @@ struct Block {
     int head_dim;
 };
 
+// Brings in the keys of 16 pairs of dimensions further on, and the values of the same tokens: a token group's values
+// lie as far into the value block as its keys into the key block. Blocks are scattered in memory, so that the
+// processor's own prefetching starts anew with each; this reads twice as fast.
+template <int kGroups, typename Element>
+PELLUCID_INLINE void prefetch_tile(const Block<Element>& block, const Element* pair, int64_t group_stride) {
+    constexpr int kPair = 2 * kLanes, kAhead = 16 * kPair, kCacheLine = 64 / sizeof(Element);
+    PELLUCID_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+        PELLUCID_UNROLL
+        for (int i = 0; i < kPair; i += kCacheLine) {
+            const Element* line = pair + g * group_stride + i;
+            __builtin_prefetch(line + kAhead, 0, 3);
+            __builtin_prefetch(block.value + (line - block.key), 0, 2);
+        }
+    }
+}
+
 // scores[i][16 * group ...] of kQueries rows and kGroups groups.
-template <KvType kType, int kQueries, int kGroups>
+template <KvType kType, int kQueries, int kGroups, bool kPrefetch>
 static void score_tile(const Block<typename KvReader<kType>::Element>& block, int group, const float* query,
                        int64_t query_stride, float* scores) {
     using Reader = KvReader<kType>;
@@ -126,6 +145,7 @@ static void score_tile(const Block<typename KvReader<kType>::Element>& block, in
         for (int g = 0; g < kGroups; ++g) sum[i][g] = zero();
     }
     for (int d = 0; d < head_dim; d += 2, key += 2 * kLanes) {
+        if constexpr (kPrefetch) prefetch_tile<kGroups>(block, key, group_stride);
         F32x16 k[kGroups];
         PELLUCID_UNROLL
         for (int g = 0; g < kGroups; ++g) k[g] = Reader::template key<0>(key + g * group_stride);
@@ -151,22 +171,22 @@ static void score_tile(const Block<typename KvReader<kType>::Element>& block, in
     }
 }
 
-template <KvType kType, int kQueries>
+template <KvType kType, int kQueries, bool kPrefetch>
 static void score_rows(const Block<typename KvReader<kType>::Element>& block, TokenRange range, const float* query,
                        int64_t query_stride, float* scores) {
     constexpr int kTile = token_tile(kQueries);
     int group = range.first_group();
     const int end = range.end_group();
     for (; group + kTile <= end; group += kTile) {
-        score_tile<kType, kQueries, kTile>(block, group, query, query_stride, scores);
+        score_tile<kType, kQueries, kTile, kPrefetch>(block, group, query, query_stride, scores);
     }
     if constexpr (kTile > 2) {
         for (; group + 2 <= end; group += 2) {
-            score_tile<kType, kQueries, 2>(block, group, query, query_stride, scores);
+            score_tile<kType, kQueries, 2, kPrefetch>(block, group, query, query_stride, scores);
         }
     }
     if constexpr (kTile > 1) {
-        if (group < end) score_tile<kType, kQueries, 1>(block, group, query, query_stride, scores);
+        if (group < end) score_tile<kType, kQueries, 1, kPrefetch>(block, group, query, query_stride, scores);
     }
 }
 
@@ -282,7 +302,7 @@ static int value_columns(const Block<typename KvReader<kType>::Element>& block, 
     return dim;
 }
 
-template <KvType kType, int kQueries>
+template <KvType kType, int kQueries, bool kPrefetch>
 static void attend_tile(const Block<typename KvReader<kType>::Element>& block, const float* query, int64_t query_stride,
                         const int32_t* begin, const int32_t* end, float* max, float* sum, float* out, float* scores) {
     const TokenRange range = visible_tokens(begin, end, kQueries);
@@ -294,7 +314,7 @@ static void attend_tile(const Block<typename KvReader<kType>::Element>& block, c
         memset(out, 0, sizeof(float) * kQueries * static_cast<unsigned>(block.head_dim));
         return;
     }
-    score_rows<kType, kQueries>(block, range, query, query_stride, scores);
+    score_rows<kType, kQueries, kPrefetch>(block, range, query, query_stride, scores);
     if (every_row_sees_all(begin, end, kQueries)) {
         softmax_tile<kQueries, false>(scores, range, begin, end, max, sum);
     } else {
@@ -303,19 +323,20 @@ static void attend_tile(const Block<typename KvReader<kType>::Element>& block, c
     value_columns<kType, kQueries, dim_tile(kQueries)>(block, range, scores, 0, out);
 }
 
-template <KvType kType, int kQueries>
+template <KvType kType, int kQueries, bool kPrefetch>
 static void attend_rows(const Block<typename KvReader<kType>::Element>& block, const float* query, int64_t query_stride,
                         int num_queries, const int32_t* begin, const int32_t* end, float* max, float* sum, float* out,
                         float* scores) {
     int row = 0;
     for (; row + kQueries <= num_queries; row += kQueries) {
-        attend_tile<kType, kQueries>(block, query + row * query_stride, query_stride, begin + row, end + row, max + row,
-                                     sum + row, out + static_cast<int64_t>(row) * block.head_dim, scores);
+        attend_tile<kType, kQueries, kPrefetch>(block, query + row * query_stride, query_stride, begin + row, end + row,
+                                                max + row, sum + row, out + static_cast<int64_t>(row) * block.head_dim,
+                                                scores);
     }
     if constexpr (kQueries > 1) {
-        attend_rows<kType, next_smaller_tile(kQueries)>(block, query + row * query_stride, query_stride,
-                                                        num_queries - row, begin + row, end + row, max + row, sum + row,
-                                                        out + static_cast<int64_t>(row) * block.head_dim, scores);
+        attend_rows<kType, next_smaller_tile(kQueries), kPrefetch>(
+            block, query + row * query_stride, query_stride, num_queries - row, begin + row, end + row, max + row,
+            sum + row, out + static_cast<int64_t>(row) * block.head_dim, scores);
     }
 }
 
@@ -352,10 +373,14 @@ static void attend_block(const void* key_block, const void* value_block, int hea
     float* expanded = scratch + kQueryTile * kKvBlockSize;
     if (head_dim % kLanes != 0 || (kType != KvType::kF32 && num_queries > kMaxConvertingQueries)) {
         const Block<float> floats = expand<kType>(block, visible_tokens(begin, end, num_queries), expanded);
-        attend_rows<KvType::kF32, kQueryTile>(floats, query, query_stride, num_queries, begin, end, max, sum, out,
-                                              scores);
+        attend_rows<KvType::kF32, kQueryTile, false>(floats, query, query_stride, num_queries, begin, end, max, sum,
+                                                     out, scores);
+    } else if (num_queries <= kMaxPrefetchingQueries) {
+        constexpr int kTile = kQueryTile < kMaxPrefetchingQueries ? kQueryTile : kMaxPrefetchingQueries;
+        attend_rows<kType, kTile, true>(block, query, query_stride, num_queries, begin, end, max, sum, out, scores);
     } else {
-        attend_rows<kType, kQueryTile>(block, query, query_stride, num_queries, begin, end, max, sum, out, scores);
+        attend_rows<kType, kQueryTile, false>(block, query, query_stride, num_queries, begin, end, max, sum, out,
+                                              scores);
     }
 }
 

@@ -1,9 +1,9 @@
-// Speed of the vector kernels on one core: attention against the FMA peak and against memory, and the row kernels.
+// Speed of the vector kernels on one core: attention as a share of the float32 peak and of the read bandwidth that the
+// same run measures, and the row kernels.
 //
 //   cmake --build build/dev --target vector_kernels_bench && build/dev/native/vector_kernels_bench
 //   [portable|avx2|avx512]
-//
-// The peak is measured in the same run, by the kernel table's own instruction set's widest fused multiply-add.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +11,8 @@
 #include <random>
 #include <vector>
 
+#include "cpu_info.h"
+#include "peaks.h"
 #include "vector_kernels.h"
 
 namespace {
@@ -28,7 +30,7 @@ double seconds_per_call(const auto& call) {
     int64_t count = 1;
     while (time(count) < 0.001) count *= 2;
     double best = time(count);
-    for (int repeat = 0; repeat < 60; ++repeat) best = std::min(best, time(count));
+    for (int repeat = 0; repeat < 24; ++repeat) best = std::min(best, time(count));
     return best / static_cast<double>(count);
 }
 
@@ -104,24 +106,27 @@ struct Attention {
 
 const char* type_name(KvType type) { return type == KvType::kF32 ? "f32" : type == KvType::kF16 ? "f16" : "bf16"; }
 
+constexpr double kPeakSeconds = 0.2;
+
 void prefill(const VectorKernels& kernels) {
-    std::printf("\nattention_block, cached block\n%-6s %9s %8s %10s %10s\n", "type", "head_dim", "queries", "GFLOP/s",
-                "us");
+    const double peak = pellucid::measure_f32_peak(1, kernels.name, kPeakSeconds);
+    std::printf("\nattention_block, a block in cache; float32 peak %.0f GFLOP/s\n", peak * 1e-9);
+    std::printf("%-6s %9s %8s %10s %6s %10s\n", "type", "head_dim", "queries", "GFLOP/s", "peak", "us");
     for (KvType type : {KvType::kBF16, KvType::kF16, KvType::kF32}) {
         for (int head_dim : {64, 128, 256}) {
-            for (int queries : {1, 3, 6, 16, 64, 192}) {
+            for (int queries : {1, 3, 16, 64, 192}) {
                 Attention attention(kernels, type, head_dim, queries, 1);
                 const double seconds = seconds_per_call([&] { attention.run(0); });
-                const double flops = 4.0 * queries * pellucid::kKvBlockSize * head_dim;
-                std::printf("%-6s %9d %8d %10.1f %10.2f\n", type_name(type), head_dim, queries, flops / seconds * 1e-9,
-                            seconds * 1e6);
+                const double flops = 4.0 * queries * pellucid::kKvBlockSize * head_dim / seconds;
+                std::printf("%-6s %9d %8d %10.1f %5.0f%% %10.2f\n", type_name(type), head_dim, queries, flops * 1e-9,
+                            100.0 * flops / peak, seconds * 1e6);
             }
         }
     }
 }
 
 void causal(const VectorKernels& kernels) {
-    std::printf("\nattention_block, causal diagonal block (bf16; share of the time of a full block)\n");
+    std::printf("\nattention_block, causal diagonal block (bf16), share of the time of a full block\n");
     for (int head_dim : {64, 256}) {
         Attention attention(kernels, KvType::kBF16, head_dim, 192, 1);
         const double full = seconds_per_call([&] { attention.run(0); });
@@ -132,12 +137,15 @@ void causal(const VectorKernels& kernels) {
 }
 
 void decode(const VectorKernels& kernels) {
-    std::printf("\nattention_block + fold, decode over 256 MiB of cache\n%-6s %9s %8s %8s\n", "type", "head_dim",
-                "queries", "GB/s");
+    constexpr int64_t kCacheBytes = 128 << 20;
+    const double bandwidth = pellucid::measure_read_bandwidth(1, kCacheBytes, kPeakSeconds);
+    std::printf("\nattention_block + fold over 128 MiB of cache; read bandwidth %.1f GB/s\n", bandwidth * 1e-9);
+    std::printf("%-6s %9s %8s %8s %6s\n", "type", "head_dim", "queries", "GB/s", "limit");
     for (KvType type : {KvType::kBF16, KvType::kF32}) {
-        for (int head_dim : {64, 128, 256}) {
+        for (int head_dim : {64, 256}) {
             for (int queries : {1, 3, 4}) {
-                const int blocks = (256 << 20) / (2 * pellucid::kKvBlockSize * head_dim * kv_element_size(type));
+                const auto blocks =
+                    static_cast<int>(kCacheBytes / (2 * pellucid::kKvBlockSize * head_dim * kv_element_size(type)));
                 Attention attention(kernels, type, head_dim, queries, blocks);
                 Aligned<float> max(attention.rows()), sum(attention.rows()), out(attention.out.size);
                 const double seconds = seconds_per_call([&] {
@@ -147,8 +155,9 @@ void decode(const VectorKernels& kernels) {
                                                attention.sum.data, attention.out.data);
                     }
                 });
-                std::printf("%-6s %9d %8d %8.1f\n", type_name(type), head_dim, queries,
-                            static_cast<double>(attention.cache.bytes.size) / seconds * 1e-9);
+                const double speed = static_cast<double>(attention.cache.bytes.size) / seconds;
+                std::printf("%-6s %9d %8d %8.1f %5.0f%%\n", type_name(type), head_dim, queries, speed * 1e-9,
+                            100.0 * speed / bandwidth);
             }
         }
     }
@@ -170,6 +179,11 @@ void row_kernels(const VectorKernels& kernels) {
     report("silu_mul", [&] { kernels.silu_mul(x.data, y.data, kSize, out.data); });
     report("gelu_tanh_mul", [&] { kernels.gelu_tanh_mul(x.data, y.data, kSize, out.data); });
     report("quantize", [&] { kernels.quantize(x.data, kSize, 1, q.data, scale.data, sum.data, scaled_sum.data); });
+    for (int i = 0; i < kSize; ++i) {
+        out.data[i] = 1.0f;
+        x.data[i] = 0.6f;
+        y.data[i] = 0.8f;
+    }
     report("rope", [&] { kernels.rope(out.data, x.data, y.data, kSize); });
     report("all_finite", [&] { kernels.all_finite(x.data, kSize); });
     Cache cache(kernels, KvType::kBF16, 64, 1);
@@ -184,16 +198,19 @@ void row_kernels(const VectorKernels& kernels) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const char* name = argc > 1 ? argv[1] : "avx512";
-    const VectorKernels* kernels = &pellucid::kVectorKernelsPortable;
-#if defined(__x86_64__) || defined(_M_X64)
-    for (const VectorKernels* table : {&pellucid::kVectorKernelsAvx2, &pellucid::kVectorKernelsAvx512}) {
-        if (std::strcmp(table->name, name) == 0) kernels = table;
+    for (const pellucid::InstructionSet& set : pellucid::available_instruction_sets()) {
+        if (argc > 1 && std::strcmp(set.vector->name, argv[1]) != 0) continue;
+        std::printf("%s\n", set.vector->name);
+        row_kernels(*set.vector);
+        prefill(*set.vector);
+        causal(*set.vector);
+        decode(*set.vector);
+        return 0;
     }
-#endif
-    std::printf("%s\n", kernels->name);
-    row_kernels(*kernels);
-    prefill(*kernels);
-    causal(*kernels);
-    decode(*kernels);
+    std::fprintf(stderr, "this machine has no instruction set '%s'; there are:", argv[1]);
+    for (const pellucid::InstructionSet& set : pellucid::available_instruction_sets()) {
+        std::fprintf(stderr, " %s", set.vector->name);
+    }
+    std::fputs("\n", stderr);
+    return 2;
 }
