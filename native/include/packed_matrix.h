@@ -38,7 +38,9 @@ template <WeightFormat format>
 struct PackedLayout;
 
 namespace detail {
-constexpr int quant_bytes(int bits) { return bits == 4 ? 256 : bits == 5 ? 256 + 64 : bits == 6 ? 256 + 128 : 512; }
+constexpr int quant_bytes(int bits) {
+    return bits == 4 ? 256 : bits == 5 ? 256 + 64 : bits == 6 ? 256 + 128 : 512;
+}
 
 template <int bits_, int zero_point_, bool has_min_>
 struct SimpleLayout {

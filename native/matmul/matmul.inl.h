@@ -186,8 +186,8 @@ void matmul_panels(const PackedMatrix& weights, int panel_begin, int panel_end, 
 void matmul(const PackedMatrix& weights, int panel_begin, int panel_end, const Activations& input, int row_begin,
             int row_end, float* out, int64_t stride) {
     switch (weights.format) {
-#define PELLUCID_CASE(format)                                                                                       \
-    case WeightFormat::format:                                                                                      \
+#define PELLUCID_CASE(format)                                                                                      \
+    case WeightFormat::format:                                                                                     \
         return matmul_panels<WeightFormat::format>(weights, panel_begin, panel_end, input, row_begin, row_end, out, \
                                                    stride);
         PELLUCID_CASE(kF32)

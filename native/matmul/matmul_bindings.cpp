@@ -71,12 +71,11 @@ Output unpack(const Bytes& weights, int format, int cols) {
 }  // namespace
 
 void bind_matmul(nb::module_& module) {
-    module.def(
-        "matmul", &matmul, nb::arg("weights"), nb::arg("format"), nb::arg("x"), nb::arg("isa") = nb::none(),
-        nb::arg("row_begin") = 0,
-        "x @ weights.T in float32 [rows, out_features] for x float32 [rows, in_features] and encoded weights\n"
-        "uint8 [out_features, row_bytes], packed and multiplied as in a model. `row_begin` places the rows within\n"
-        "their groups of 16.");
+    module.def("matmul", &matmul, nb::arg("weights"), nb::arg("format"), nb::arg("x"), nb::arg("isa") = nb::none(),
+               nb::arg("row_begin") = 0,
+               "x @ weights.T in float32 [rows, out_features] for x float32 [rows, in_features] and encoded weights\n"
+               "uint8 [out_features, row_bytes], packed and multiplied as in a model. `row_begin` places the rows within\n"
+               "their groups of 16.");
     module.def("unpack", &unpack, nb::arg("weights"), nb::arg("format"), nb::arg("cols"),
                "The weights in float32 [out_features, cols], read back from their packed form.");
 }

@@ -217,8 +217,8 @@ struct Source<WeightFormat::kQ5_K> {
     }
 };
 
-// Q6_K: 128 bytes of low nibbles, 64 of two-bit planes, 16 signed scales, d. Each half of 128 columns holds four runs
-// of 32: run r has its nibbles in bytes 32 (r % 2) of the half, low or high by r / 2, and its planes at bits 2r.
+// Q6_K: 128 bytes of low nibbles, 64 of two-bit planes, 16 signed scales, d. Each half of 128 columns holds four runs of
+// 32: run r has its nibbles in bytes 32 (r % 2) of the half, low or high by r / 2, and its planes at bits 2r.
 template <>
 struct Source<WeightFormat::kQ6_K> {
     static constexpr int bytes = 210;
@@ -234,8 +234,7 @@ struct Source<WeightFormat::kQ6_K> {
             for (int i = 0; i < 8; ++i) {
                 const uint32_t low = load_u32(s + 64 * half + 32 * (run % 2) + 4 * i);
                 const uint32_t high = load_u32(s + 128 + 32 * half + 4 * i);
-                words.words[i] =
-                    ((run / 2 ? low >> 4 : low) & kLowNibbles) | (((high >> (2 * run)) & 0x03030303u) << 4);
+                words.words[i] = ((run / 2 ? low >> 4 : low) & kLowNibbles) | (((high >> (2 * run)) & 0x03030303u) << 4);
             }
             store_lane<6>(block, lane, words);
             block[L::scale_offset + lane] = s[192 + 2 * j];
@@ -351,8 +350,7 @@ void dequantize_quantized_row(const PackedMatrix& matrix, int row, float* out) {
                 }
             }
             for (int k = 0; k < 32; ++k) {
-                out[k0 + k] =
-                    scale[k / 16] * static_cast<float>(stored_weight<L>(block, lane, k) - L::zero_point) + min;
+                out[k0 + k] = scale[k / 16] * static_cast<float>(stored_weight<L>(block, lane, k) - L::zero_point) + min;
             }
         }
     }
@@ -384,7 +382,8 @@ bool is_quantized(WeightFormat format) {
 
 int source_block_size(WeightFormat format) {
     if (!is_quantized(format)) return 1;
-    return with_quantized_format(format, []<WeightFormat f>() { return 32 * PackedLayout<f>::blocks_per_super; });
+    return with_quantized_format(format,
+                                 []<WeightFormat f>() { return 32 * PackedLayout<f>::blocks_per_super; });
 }
 
 size_t source_row_bytes(WeightFormat format, int64_t cols) {
@@ -417,13 +416,14 @@ size_t packed_panel_bytes(WeightFormat format, int cols) {
 
 bool pack_panels(PackedMatrix& matrix, const uint8_t* source, int begin, int end) {
     if (!is_quantized(matrix.format)) return pack_float(matrix, source, begin, end);
-    return with_quantized_format(matrix.format,
-                                 [&]<WeightFormat f>() { return pack_quantized<f>(matrix, source, begin, end); });
+    return with_quantized_format(
+        matrix.format, [&]<WeightFormat f>() { return pack_quantized<f>(matrix, source, begin, end); });
 }
 
 void dequantize_row(const PackedMatrix& matrix, int row, float* out) {
     if (is_quantized(matrix.format)) {
-        with_quantized_format(matrix.format, [&]<WeightFormat f>() { dequantize_quantized_row<f>(matrix, row, out); });
+        with_quantized_format(matrix.format,
+                              [&]<WeightFormat f>() { dequantize_quantized_row<f>(matrix, row, out); });
         return;
     }
     const uint8_t* panel = matrix.panel(row / kPanelRows);
