@@ -70,7 +70,7 @@ class NativeModel {
         matrix.rows = rows;
         matrix.cols = cols;
         matrix.panel_bytes = packed_panel_bytes(matrix.format, cols);
-        matrix.data = allocate_aligned(matrix.bytes());
+        matrix.data = model_.arena.allocate(matrix.bytes());
         std::atomic<bool> finite{true};
         const uint8_t* source = data.data();
         auto work = [&](int thread) {
@@ -165,15 +165,15 @@ class NativeModel {
     }
 
     void require_block(int32_t block) const {
-        require(block >= 0 && block < kv_cache_->num_blocks(),
-                "KV block " + std::to_string(block) + " does not exist; there are " +
-                    std::to_string(kv_cache_->num_blocks()));
+        require(block >= 0 && block < kv_cache_->num_blocks(), "KV block " + std::to_string(block) +
+                                                                   " does not exist; there are " +
+                                                                   std::to_string(kv_cache_->num_blocks()));
     }
 
     void check(const Batch& batch) const {
-        require(batch.num_tokens > 0 && batch.cu_seqlens[0] == 0 &&
-                    batch.cu_seqlens[batch.num_seqs] == batch.num_tokens,
-                "cu_seqlens does not cover the tokens");
+        require(
+            batch.num_tokens > 0 && batch.cu_seqlens[0] == 0 && batch.cu_seqlens[batch.num_seqs] == batch.num_tokens,
+            "cu_seqlens does not cover the tokens");
         for (int seq = 0; seq < batch.num_seqs; ++seq) {
             const int begin = batch.cu_seqlens[seq];
             const int end = batch.cu_seqlens[seq + 1];

@@ -9,7 +9,7 @@ namespace pellucid {
 
 namespace {
 
-constexpr int kMlpChunk = 8;          // panels of gate and up that are taken together; 128 columns
+constexpr int kMlpChunk = 8;           // panels of gate and up that are taken together; 128 columns
 constexpr int kQueryRowsPerTile = 96;  // query rows that share one pass over the KV blocks
 constexpr int kTasksPerThread = 8;
 constexpr int kFoldAloneBlocks = 8;  // up to so many KV blocks threads repeat the fold rather than share it
@@ -133,7 +133,8 @@ void Executor::prepare(const Batch& batch) {
         max_intermediate = std::max(max_intermediate, layer.gate_proj.rows);
         max_group = std::max(max_group, layer.group_size());
         max_head_dim = std::max(max_head_dim, layer.head_dim);
-        for (const PackedMatrix* matrix : {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.gate_proj, &layer.up_proj}) {
+        for (const PackedMatrix* matrix :
+             {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.gate_proj, &layer.up_proj}) {
             require_form(*matrix, hidden_quantized, hidden_f32);
         }
         require_form(layer.o_proj, attention_quantized, attention_f32);
@@ -439,6 +440,10 @@ void Executor::attend_part(int thread, int index, const AttentionPlan& plan, int
     const int begin = layer.sliding_window == 0 ? 0 : std::max(0, position - layer.sliding_window + 1 - start);
     std::fill_n(scratch.begin.begin(), group, begin);
     std::fill_n(scratch.end.begin(), group, std::min(kKvBlockSize, position + 1 - start));
+    if (part + 1 < static_cast<int>(plan.parts.size())) {
+        const auto [next_token, next_head, next_block] = plan.parts[part + 1];
+        kv_cache_.prefetch(block_of(next_token, next_block), index, next_head);
+    }
     const int physical = block_of(token, block);
     const int64_t row = static_cast<int64_t>(part) * group;
     kernels_.attention_block(kv_cache_.type(), kv_cache_.keys(physical, index, kv_head),

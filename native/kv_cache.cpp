@@ -15,8 +15,7 @@ KvCache::KvCache(const Model& model, KvType type) : type_(type) {
 void KvCache::allocate(int num_blocks) {
     data_.reset();
     num_blocks_ = 0;
-    // Small pages: memory is taken block by block as the cache fills.
-    data_ = allocate_aligned(block_bytes_ * num_blocks, /*huge_pages=*/false);
+    data_ = allocate_aligned(block_bytes_ * num_blocks);
     num_blocks_ = num_blocks;
 }
 

@@ -80,9 +80,9 @@ class Executor {
         int window;
         int num_kv_heads;
         int group_size;
-        std::vector<AttentionTile> tiles;      // unless split
-        std::vector<AttentionPart> parts;      // if split: by token, KV head, block
-        std::vector<int32_t> first_part;       // [num_tokens * num_kv_heads + 1]
+        std::vector<AttentionTile> tiles;  // unless split
+        std::vector<AttentionPart> parts;  // if split: by token, KV head, block
+        std::vector<int32_t> first_part;   // [num_tokens * num_kv_heads + 1]
     };
     // What a thread has to itself.
     struct Scratch {
@@ -118,7 +118,8 @@ class Executor {
         return qkv_.data() + static_cast<int64_t>(token) * (layer.query_size() + 2 * layer.key_value_size());
     }
     float* hidden_row(int thread, int row) const {
-        return single_ ? scratch_[thread].hidden.data() : hidden_.data() + static_cast<int64_t>(row) * model_.hidden_size;
+        return single_ ? scratch_[thread].hidden.data()
+                       : hidden_.data() + static_cast<int64_t>(row) * model_.hidden_size;
     }
     float* projected_row(int row) const { return projected_.data() + static_cast<int64_t>(row) * model_.hidden_size; }
     ActivationBuffer& hidden_input(int thread) { return single_ ? scratch_[thread].hidden_input : hidden_input_; }

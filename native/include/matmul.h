@@ -25,8 +25,8 @@ struct Activations {
     int64_t f32_stride = 0;
     const int8_t* q = nullptr;
     const float* scale = nullptr;
-    const int32_t* sum = nullptr;        // of q over the block
-    const float* scaled_sum = nullptr;   // scale * sum
+    const int32_t* sum = nullptr;       // of q over the block
+    const float* scaled_sum = nullptr;  // scale * sum
 
     int blocks() const { return cols / 32; }
     // Index of row `row`'s first block in scale, sum and scaled_sum, and times 32 in q; blocks are kRowGroup apart.
@@ -37,10 +37,10 @@ struct Activations {
 
 struct MatmulKernels {
     const char* name;
-    // Columns of panels [panel_begin, panel_end) for input rows [row_begin, row_end); `out` points at row 0 of the first
-    // of these columns and has `out_stride` floats a row.
-    void (*matmul)(const PackedMatrix& weights, int panel_begin, int panel_end, const Activations& input,
-                   int row_begin, int row_end, float* out, int64_t out_stride);
+    // Columns of panels [panel_begin, panel_end) for input rows [row_begin, row_end); `out` points at row 0 of the
+    // first of these columns and has `out_stride` floats a row.
+    void (*matmul)(const PackedMatrix& weights, int panel_begin, int panel_end, const Activations& input, int row_begin,
+                   int row_end, float* out, int64_t out_stride);
 };
 
 extern const MatmulKernels kMatmulKernelsPortable;

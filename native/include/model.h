@@ -50,6 +50,7 @@ struct Layer {
 };
 
 struct Model {
+    Arena arena;  // holds the matrices
     int vocab_size = 0;
     int hidden_size = 0;
     float embedding_scale = 1.0f;

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace pellucid {
 
@@ -38,9 +39,7 @@ template <WeightFormat format>
 struct PackedLayout;
 
 namespace detail {
-constexpr int quant_bytes(int bits) {
-    return bits == 4 ? 256 : bits == 5 ? 256 + 64 : bits == 6 ? 256 + 128 : 512;
-}
+constexpr int quant_bytes(int bits) { return bits == 4 ? 256 : bits == 5 ? 256 + 64 : bits == 6 ? 256 + 128 : 512; }
 
 template <int bits_, int zero_point_, bool has_min_>
 struct SimpleLayout {
@@ -98,17 +97,30 @@ struct AlignedDelete {
 };
 using AlignedBytes = std::unique_ptr<uint8_t[], AlignedDelete>;
 // 64-byte aligned; 2 MiB and in huge pages, where the system has them, from 4 MiB on. Throws std::bad_alloc.
-AlignedBytes allocate_aligned(size_t bytes, bool huge_pages = true);
+AlignedBytes allocate_aligned(size_t bytes);
 
+// Memory for the weights of a model: large chunks, handed out in order and freed together. Weights that are read one
+// after another lie one after another, in huge pages where the system has them: reading is up to twice as fast so.
+class Arena {
+  public:
+    uint8_t* allocate(size_t bytes);  // 64-byte aligned; throws std::bad_alloc
+
+  private:
+    std::vector<AlignedBytes> chunks_;
+    size_t used_ = 0;
+    size_t capacity_ = 0;  // of the last chunk
+};
+
+// The bytes belong to an Arena.
 struct PackedMatrix {
     WeightFormat format = WeightFormat::kF32;
     int rows = 0;  // output features
     int cols = 0;  // input features
     size_t panel_bytes = 0;
-    AlignedBytes data;
+    uint8_t* data = nullptr;
 
     int panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
-    const uint8_t* panel(int index) const { return data.get() + static_cast<size_t>(index) * panel_bytes; }
+    const uint8_t* panel(int index) const { return data + static_cast<size_t>(index) * panel_bytes; }
     size_t bytes() const { return static_cast<size_t>(panels()) * panel_bytes; }
 };
 

@@ -32,18 +32,24 @@ class ThreadPool {
     // Within a run: waits for all threads.
     void barrier(int thread);
 
-    // Within a run: fn(begin, end) over chunks of [0, count) that threads take as they come, then a barrier. Chunks
-    // are multiples of `grain` but for the last.
+    // Within a run: fn(begin, end) over chunks of `grain` that cover [0, count), then a barrier. Each thread goes
+    // through a stretch of its own from the front, so that its memory streams on, and then helps with the others'.
     template <class Fn>
     void parallel_for(int thread, int count, int grain, Fn fn) {
         if (num_threads_ == 1) {
             if (count > 0) fn(0, count);
             return;
         }
-        std::atomic<int>& next = take_counter(thread);
-        for (int begin = next.fetch_add(grain, std::memory_order_relaxed); begin < count;
-             begin = next.fetch_add(grain, std::memory_order_relaxed)) {
-            fn(begin, begin + grain < count ? begin + grain : count);
+        Counter* counters = take_counters(thread);
+        const int chunks = (count + grain - 1) / grain;
+        for (int i = 0; i < num_threads_; ++i) {
+            const int owner = (thread + i) % num_threads_;
+            const int first = static_cast<int>(int64_t{chunks} * owner / num_threads_);
+            const int size = static_cast<int>(int64_t{chunks} * (owner + 1) / num_threads_) - first;
+            for (int taken = counters[owner].take(); taken < size; taken = counters[owner].take()) {
+                const int begin = (first + taken) * grain;
+                fn(begin, count - begin < grain ? count : begin + grain);
+            }
         }
         barrier(thread);
     }
@@ -53,22 +59,23 @@ class ThreadPool {
 
     struct alignas(64) Counter {
         std::atomic<int> value{0};
+        int take() { return value.fetch_add(1, std::memory_order_relaxed); }
     };
     struct alignas(64) ThreadState {
         uint32_t barrier_sense = 0;
         uint32_t loops = 0;
     };
-    // A loop's counter is cleared two loops before it is used again, with barriers in between.
-    static constexpr uint32_t kCounters = 4;
+    // A loop's counters are cleared two loops before they are used again, with barriers in between.
+    static constexpr uint32_t kCounterSets = 4;
 
     void run_erased(Task task, void* context);
     void worker(int thread);
-    std::atomic<int>& take_counter(int thread);
+    Counter* take_counters(int thread);
 
     const int num_threads_;
     std::vector<std::thread> workers_;
     std::unique_ptr<ThreadState[]> states_;
-    Counter counters_[kCounters];
+    std::unique_ptr<Counter[]> counters_;  // [kCounterSets][num_threads]
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> sense_{0};
     alignas(64) std::atomic<uint32_t> generation_{0};

@@ -3,6 +3,10 @@
 //   load_nibbles, load_bytes, add_plane1, add_plane2, dot<bits>   (see matmul_avx512.cpp)
 // on top of simd.h.
 
+// How far ahead of a single row's stream memory is asked for, into L2: a line's way from memory takes longer than the
+// fill buffers of L1 can cover.
+constexpr int kPrefetchBytes = 16384;
+
 template <WeightFormat format>
 PELLUCID_INLINE void unpack(const uint8_t* block, Weights& w) {
     using L = PackedLayout<format>;
@@ -113,7 +117,9 @@ void matmul_tile(const uint8_t* panel, const Activations& input, int row, float*
             const uint8_t* bytes = super + L::header_bytes + j * L::block_bytes;
             if constexpr (kRows == 1) {
                 PELLUCID_UNROLL
-                for (int line = 0; line < L::block_bytes; line += 64) __builtin_prefetch(bytes + line + kPrefetchBytes);
+                for (int line = 0; line < L::block_bytes; line += 64) {
+                    __builtin_prefetch(bytes + line + kPrefetchBytes, 0, 2);
+                }
             }
             Weights w;
             unpack<format>(bytes, w);
@@ -186,8 +192,8 @@ void matmul_panels(const PackedMatrix& weights, int panel_begin, int panel_end, 
 void matmul(const PackedMatrix& weights, int panel_begin, int panel_end, const Activations& input, int row_begin,
             int row_end, float* out, int64_t stride) {
     switch (weights.format) {
-#define PELLUCID_CASE(format)                                                                                      \
-    case WeightFormat::format:                                                                                     \
+#define PELLUCID_CASE(format)                                                                                       \
+    case WeightFormat::format:                                                                                      \
         return matmul_panels<WeightFormat::format>(weights, panel_begin, panel_end, input, row_begin, row_end, out, \
                                                    stride);
         PELLUCID_CASE(kF32)

@@ -8,7 +8,7 @@ inline namespace simd_avx512 {
 namespace {
 
 constexpr int kGroupBytes = kRowGroup * 32;  // of one block
-constexpr int kBatch = 2;  // steps whose products are under way at a time
+constexpr int kBatch = 2;                    // steps whose products are under way at a time
 constexpr int kChunkBlocks = 48;  // blocks unpacked at a time: they stay in L1 while the groups of rows go by
 
 struct alignas(64) TileConfig {
@@ -32,12 +32,12 @@ void configure_tiles() {
 
 void release_tiles() { asm volatile("tilerelease"); }
 
-#define PELLUCID_TILE_PRODUCT(result, input, weight)                                                                  \
-    asm volatile("tilezero %%tmm" #result "\n\ttileloadd (%0,%1,1), %%tmm" #input                                    \
-                 "\n\ttileloadd (%2,%3,1), %%tmm" #weight "\n\ttdpbssd %%tmm" #weight ", %%tmm" #input ", %%tmm" #result \
-                 "\n\ttilestored %%tmm" #result ", (%4,%3,1)"                                                        \
-                 :                                                                                                   \
-                 : "r"(q), "r"(int64_t{32}), "r"(weights), "r"(int64_t{64}), "r"(products)                           \
+#define PELLUCID_TILE_PRODUCT(result, input, weight)                                                   \
+    asm volatile("tilezero %%tmm" #result "\n\ttileloadd (%0,%1,1), %%tmm" #input                      \
+                 "\n\ttileloadd (%2,%3,1), %%tmm" #weight "\n\ttdpbssd %%tmm" #weight ", %%tmm" #input \
+                 ", %%tmm" #result "\n\ttilestored %%tmm" #result ", (%4,%3,1)"                        \
+                 :                                                                                     \
+                 : "r"(q), "r"(int64_t{32}), "r"(weights), "r"(int64_t{64}), "r"(products)             \
                  : "memory")
 
 // products[16 rows][16 lanes] = q[16 rows][32] . weights[8 quads][16 lanes][4], in tile set step % 4
@@ -104,10 +104,11 @@ PELLUCID_INLINE void fold_products(const int32_t* products, const float* scale_w
     }
 }
 
-// Products of `count` (at most kBatch) successive steps; a step is a block, or one of the two halves of a block with two
-// scales.
+// Products of `count` (at most kBatch) successive steps; a step is a block, or one of the two halves of a block with
+// two scales.
 template <WeightFormat format>
-PELLUCID_INLINE void batch_products(const UnpackedBlock<format>* w, const int8_t* q, int count, int32_t (*products)[256]) {
+PELLUCID_INLINE void batch_products(const UnpackedBlock<format>* w, const int8_t* q, int count,
+                                    int32_t (*products)[256]) {
     constexpr int kScales = UnpackedBlock<format>::kScales;
     PELLUCID_UNROLL
     for (int step = 0; step < kBatch; ++step) {

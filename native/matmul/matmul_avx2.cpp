@@ -7,7 +7,6 @@ inline namespace simd_avx2 {
 namespace {
 
 constexpr int kTileRows = 4;
-constexpr int kPrefetchBytes = 2560;
 
 struct Weights {
     __m256i v[8][2];
@@ -37,8 +36,8 @@ PELLUCID_INLINE void load_bytes(const uint8_t* p, Weights& w) {
 }
 
 PELLUCID_INLINE void add_plane1(const uint8_t* plane, Weights& w) {
-    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
-                                            3, 3, 3, 3, 3, 3);
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3,
+                                            3, 3, 3, 3, 3, 3, 3);
     const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
     const __m256i bit4 = _mm256_set1_epi8(16);
     PELLUCID_UNROLL

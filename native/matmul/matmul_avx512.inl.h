@@ -6,8 +6,7 @@ namespace pellucid {
 inline namespace simd_avx512 {
 namespace {
 
-constexpr int kTileRows = 8;          // input rows that share one unpacking of a block
-constexpr int kPrefetchBytes = 2560;  // ahead of a single row's stream
+constexpr int kTileRows = 8;  // input rows that share one unpacking of a block
 
 struct Weights {
     __m512i v[8];

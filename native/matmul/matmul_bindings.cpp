@@ -28,7 +28,7 @@ Output make_output(size_t rows, size_t cols) {
     return Output(pointer, 2, shape, owner);
 }
 
-PackedMatrix pack(const Bytes& data, int format, int cols) {
+PackedMatrix pack(Arena& arena, const Bytes& data, int format, int cols) {
     if (!is_supported(format)) throw nb::value_error("the tensor type is not supported");
     PackedMatrix matrix;
     matrix.format = static_cast<WeightFormat>(format);
@@ -38,13 +38,14 @@ PackedMatrix pack(const Bytes& data, int format, int cols) {
         throw nb::value_error("the data does not have the size of its shape");
     }
     matrix.panel_bytes = packed_panel_bytes(matrix.format, cols);
-    matrix.data = allocate_aligned(matrix.bytes());
+    matrix.data = arena.allocate(matrix.bytes());
     if (!pack_panels(matrix, data.data(), 0, matrix.panels())) throw nb::value_error("the weights are not finite");
     return matrix;
 }
 
 Output matmul(const Bytes& weights, int format, const Rows& x, const std::optional<std::string>& isa, int row_begin) {
-    const PackedMatrix matrix = pack(weights, format, static_cast<int>(x.shape(1)));
+    Arena arena;
+    const PackedMatrix matrix = pack(arena, weights, format, static_cast<int>(x.shape(1)));
     const InstructionSet& set = choose_instruction_set(isa);
     const int rows = static_cast<int>(x.shape(0));
     ActivationBuffer input;
@@ -60,7 +61,8 @@ Output matmul(const Bytes& weights, int format, const Rows& x, const std::option
 }
 
 Output unpack(const Bytes& weights, int format, int cols) {
-    const PackedMatrix matrix = pack(weights, format, cols);
+    Arena arena;
+    const PackedMatrix matrix = pack(arena, weights, format, cols);
     Output out = make_output(matrix.rows, cols);
     for (int row = 0; row < matrix.rows; ++row) {
         dequantize_row(matrix, row, out.data() + static_cast<int64_t>(row) * cols);
@@ -71,11 +73,12 @@ Output unpack(const Bytes& weights, int format, int cols) {
 }  // namespace
 
 void bind_matmul(nb::module_& module) {
-    module.def("matmul", &matmul, nb::arg("weights"), nb::arg("format"), nb::arg("x"), nb::arg("isa") = nb::none(),
-               nb::arg("row_begin") = 0,
-               "x @ weights.T in float32 [rows, out_features] for x float32 [rows, in_features] and encoded weights\n"
-               "uint8 [out_features, row_bytes], packed and multiplied as in a model. `row_begin` places the rows within\n"
-               "their groups of 16.");
+    module.def(
+        "matmul", &matmul, nb::arg("weights"), nb::arg("format"), nb::arg("x"), nb::arg("isa") = nb::none(),
+        nb::arg("row_begin") = 0,
+        "x @ weights.T in float32 [rows, out_features] for x float32 [rows, in_features] and encoded weights\n"
+        "uint8 [out_features, row_bytes], packed and multiplied as in a model. `row_begin` places the rows within\n"
+        "their groups of 16.");
     module.def("unpack", &unpack, nb::arg("weights"), nb::arg("format"), nb::arg("cols"),
                "The weights in float32 [out_features, cols], read back from their packed form.");
 }

@@ -7,7 +7,6 @@ inline namespace simd_portable {
 namespace {
 
 constexpr int kTileRows = 4;
-constexpr int kPrefetchBytes = 2560;
 
 struct Weights {
     uint8_t v[8][64];

@@ -217,8 +217,8 @@ struct Source<WeightFormat::kQ5_K> {
     }
 };
 
-// Q6_K: 128 bytes of low nibbles, 64 of two-bit planes, 16 signed scales, d. Each half of 128 columns holds four runs of
-// 32: run r has its nibbles in bytes 32 (r % 2) of the half, low or high by r / 2, and its planes at bits 2r.
+// Q6_K: 128 bytes of low nibbles, 64 of two-bit planes, 16 signed scales, d. Each half of 128 columns holds four runs
+// of 32: run r has its nibbles in bytes 32 (r % 2) of the half, low or high by r / 2, and its planes at bits 2r.
 template <>
 struct Source<WeightFormat::kQ6_K> {
     static constexpr int bytes = 210;
@@ -234,7 +234,8 @@ struct Source<WeightFormat::kQ6_K> {
             for (int i = 0; i < 8; ++i) {
                 const uint32_t low = load_u32(s + 64 * half + 32 * (run % 2) + 4 * i);
                 const uint32_t high = load_u32(s + 128 + 32 * half + 4 * i);
-                words.words[i] = ((run / 2 ? low >> 4 : low) & kLowNibbles) | (((high >> (2 * run)) & 0x03030303u) << 4);
+                words.words[i] =
+                    ((run / 2 ? low >> 4 : low) & kLowNibbles) | (((high >> (2 * run)) & 0x03030303u) << 4);
             }
             store_lane<6>(block, lane, words);
             block[L::scale_offset + lane] = s[192 + 2 * j];
@@ -251,7 +252,7 @@ bool pack_quantized(PackedMatrix& matrix, const uint8_t* source, int begin, int 
     const size_t row_bytes = static_cast<size_t>(supers) * Source<format>::bytes;
     bool finite = true;
     for (int panel = begin; panel < end; ++panel) {
-        uint8_t* out = matrix.data.get() + static_cast<size_t>(panel) * matrix.panel_bytes;
+        uint8_t* out = matrix.data + static_cast<size_t>(panel) * matrix.panel_bytes;
         const int lanes = std::min(kPanelRows, matrix.rows - panel * kPanelRows);
         // Planes are or-ed in, and lanes past the last row must be zeros.
         if (L::bits == 5 || lanes < kPanelRows) std::memset(out, 0, matrix.panel_bytes);
@@ -277,7 +278,7 @@ bool pack_float(PackedMatrix& matrix, const uint8_t* source, int begin, int end)
     const size_t row_bytes = size * static_cast<size_t>(matrix.cols);
     bool finite = true;
     for (int panel = begin; panel < end; ++panel) {
-        uint8_t* out = matrix.data.get() + static_cast<size_t>(panel) * matrix.panel_bytes;
+        uint8_t* out = matrix.data + static_cast<size_t>(panel) * matrix.panel_bytes;
         const int lanes = std::min(kPanelRows, matrix.rows - panel * kPanelRows);
         if (lanes < kPanelRows) std::memset(out, 0, matrix.panel_bytes);
         for (int lane = 0; lane < lanes; ++lane) {
@@ -350,7 +351,8 @@ void dequantize_quantized_row(const PackedMatrix& matrix, int row, float* out) {
                 }
             }
             for (int k = 0; k < 32; ++k) {
-                out[k0 + k] = scale[k / 16] * static_cast<float>(stored_weight<L>(block, lane, k) - L::zero_point) + min;
+                out[k0 + k] =
+                    scale[k / 16] * static_cast<float>(stored_weight<L>(block, lane, k) - L::zero_point) + min;
             }
         }
     }
@@ -382,8 +384,7 @@ bool is_quantized(WeightFormat format) {
 
 int source_block_size(WeightFormat format) {
     if (!is_quantized(format)) return 1;
-    return with_quantized_format(format,
-                                 []<WeightFormat f>() { return 32 * PackedLayout<f>::blocks_per_super; });
+    return with_quantized_format(format, []<WeightFormat f>() { return 32 * PackedLayout<f>::blocks_per_super; });
 }
 
 size_t source_row_bytes(WeightFormat format, int64_t cols) {
@@ -394,9 +395,9 @@ size_t source_row_bytes(WeightFormat format, int64_t cols) {
 
 void AlignedDelete::operator()(uint8_t* p) const { std::free(p); }
 
-AlignedBytes allocate_aligned(size_t bytes, bool huge_pages) {
+AlignedBytes allocate_aligned(size_t bytes) {
     const size_t huge_page = size_t{2} << 20;
-    const size_t alignment = huge_pages && bytes >= 2 * huge_page ? huge_page : 64;
+    const size_t alignment = bytes >= 2 * huge_page ? huge_page : 64;
     const size_t rounded = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
     void* p = std::aligned_alloc(alignment, rounded);
     if (p == nullptr) throw std::bad_alloc();
@@ -404,6 +405,19 @@ AlignedBytes allocate_aligned(size_t bytes, bool huge_pages) {
     if (alignment == huge_page) madvise(p, rounded, MADV_HUGEPAGE);
 #endif
     return AlignedBytes(static_cast<uint8_t*>(p));
+}
+
+uint8_t* Arena::allocate(size_t bytes) {
+    constexpr size_t kChunk = size_t{32} << 20;
+    const size_t rounded = (bytes + 63) / 64 * 64;
+    if (used_ + rounded > capacity_) {
+        capacity_ = std::max(kChunk, rounded);
+        used_ = 0;
+        chunks_.push_back(allocate_aligned(capacity_));
+    }
+    uint8_t* p = chunks_.back().get() + used_;
+    used_ += rounded;
+    return p;
 }
 
 size_t packed_panel_bytes(WeightFormat format, int cols) {
@@ -416,14 +430,13 @@ size_t packed_panel_bytes(WeightFormat format, int cols) {
 
 bool pack_panels(PackedMatrix& matrix, const uint8_t* source, int begin, int end) {
     if (!is_quantized(matrix.format)) return pack_float(matrix, source, begin, end);
-    return with_quantized_format(
-        matrix.format, [&]<WeightFormat f>() { return pack_quantized<f>(matrix, source, begin, end); });
+    return with_quantized_format(matrix.format,
+                                 [&]<WeightFormat f>() { return pack_quantized<f>(matrix, source, begin, end); });
 }
 
 void dequantize_row(const PackedMatrix& matrix, int row, float* out) {
     if (is_quantized(matrix.format)) {
-        with_quantized_format(matrix.format,
-                              [&]<WeightFormat f>() { dequantize_quantized_row<f>(matrix, row, out); });
+        with_quantized_format(matrix.format, [&]<WeightFormat f>() { dequantize_quantized_row<f>(matrix, row, out); });
         return;
     }
     const uint8_t* panel = matrix.panel(row / kPanelRows);

@@ -55,7 +55,10 @@ class FloatState {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), states_(new ThreadState[num_threads]) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads),
+      states_(new ThreadState[num_threads]),
+      counters_(new Counter[kCounterSets * num_threads]) {
     try {
         for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
     } catch (...) {
@@ -112,10 +115,10 @@ void ThreadPool::barrier(int thread) {
     }
 }
 
-std::atomic<int>& ThreadPool::take_counter(int thread) {
+ThreadPool::Counter* ThreadPool::take_counters(int thread) {
     const uint32_t loop = states_[thread].loops++;
-    if (thread == 0) counters_[(loop + 2) % kCounters].value.store(0, std::memory_order_relaxed);
-    return counters_[loop % kCounters].value;
+    counters_[(loop + 2) % kCounterSets * num_threads_ + thread].value.store(0, std::memory_order_relaxed);
+    return &counters_[loop % kCounterSets * num_threads_];
 }
 
 }  // namespace pellucid
