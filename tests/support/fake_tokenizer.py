@@ -19,6 +19,9 @@ class FakeTokenizer:
     strips_leading_space = False
     vocab_size = len(ALPHABET)
 
+    def prepare(self) -> None:
+        """Nothing to do."""
+
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
         return [max(1, ALPHABET.find(character)) for character in text]
 

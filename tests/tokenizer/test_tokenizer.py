@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import InvalidRequestError, ModelFileError
 from pellucid.tokenizer import Tokenizer, byte_pair_encoding
 from tests.support.texts import texts
 from tests.support.tokenizers import VOCABULARIES, gguf_tokenizer, model_path, vocabulary_path
@@ -128,3 +128,24 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_prepares_for_the_first_prompt() -> None:
+    tokenizer = gguf_tokenizer.__wrapped__(vocabulary_path("qwen2"))
+    tokenizer.prepare()
+    assert {"_template"} <= vars(tokenizer).keys()
+    assert {"_ids"} <= vars(tokenizer._vocabulary).keys()
+    assert tokenizer.encode("a") == gguf_tokenizer(vocabulary_path("qwen2")).encode("a")
+
+
+def test_a_faulty_template_does_not_keep_a_model_from_loading() -> None:
+    tokenizer = gguf_tokenizer.__wrapped__(vocabulary_path("qwen2"))
+    tokenizer.chat_template = "{% if %}"
+    tokenizer.prepare()
+    assert tokenizer.encode("a")
+    with pytest.raises(ModelFileError, match="cannot be used"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}])
+
+
+def test_a_vocabulary_without_a_template_is_prepared_too() -> None:
+    gguf_tokenizer.__wrapped__(vocabulary_path("llama-spm")).prepare()

@@ -426,7 +426,9 @@ class _TokenizerThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._tokenizer = Tokenizer.from_gguf(self._metadata)
+            tokenizer = Tokenizer.from_gguf(self._metadata)
+            tokenizer.prepare()
+            self._tokenizer = tokenizer
         except BaseException as error:
             self._error = error
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import InvalidRequestError, ModelFileError
 from pellucid.tokenizer.added_tokens import AddedTokenMatcher
 from pellucid.tokenizer.encoders import TextEncoder
 from pellucid.tokenizer.vocabulary import Vocabulary
@@ -133,6 +134,17 @@ class Tokenizer:
     ) -> list[list[int]]:
         """`encode` of each text."""
         return [self.encode(text, add_special_tokens=add_special_tokens, parse_special=parse_special) for text in texts]
+
+    def prepare(self) -> None:
+        """Does now, say while weights are loaded, what the first prompt would wait for.
+
+        Raises:
+            ModelFileError: the vocabulary holds a token twice. (A faulty chat template is an error only of its use.)
+        """
+        self.encode(" a 1", parse_special=self.has_chat_template)
+        if self.has_chat_template:
+            with suppress(ModelFileError):
+                self._template  # noqa: B018
 
     def prepare_bulk(self) -> None:
         """Builds now what makes long texts quick, as a server should; `encode` does so itself after enough text."""
