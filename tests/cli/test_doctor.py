@@ -1,4 +1,5 @@
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from pellucid.core.errors import BackendError
 
 @pytest.fixture
 def native_core(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    for name in [name for name in os.environ if name.startswith("PELLUCID_")]:
+        monkeypatch.delenv(name)  # the report lists them
     core = SimpleNamespace(
         __file__="/x/_native.so",
         instruction_sets=lambda: ["avx2", "portable"],
