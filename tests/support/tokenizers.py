@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.tokenizer import Tokenizer
+from pellucid.tokenizer import Tokenizer, byte_pair_encoding
 from pellucid.weights import catalog
 from pellucid.weights.gguf import GGUFFile
 
@@ -20,6 +20,15 @@ VOCABULARIES = ("gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2")
 def gguf_tokenizer(path: Path) -> Tokenizer:
     with GGUFFile.open(path) as file:
         return Tokenizer.from_gguf(file.metadata)
+
+
+def encode_by_library_only(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> None:
+    """Makes encoding take the library's encoder, which it else leaves to long pieces, for every piece."""
+    monkeypatch.setattr(byte_pair_encoding, "LONG_PIECE", 0)
+    tokenizer.prepare_library()
+    encoder = tokenizer._encoder._bpe  # type: ignore[attr-defined]
+    assert encoder._library is not None
+    monkeypatch.setattr(encoder, "_encode_piece", None)
 
 
 def vocabulary_path(name: str) -> Path:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.tokenizer import byte_pair_encoding
-from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, PairRank, merge_symbols
+from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, EncodePiece, PairRank, merge_symbols
 
 
 def merged_by_definition(symbols: list[str], pair_rank: PairRank) -> list[str]:
@@ -61,32 +61,48 @@ class Library:
     def __init__(self) -> None:
         self.built = 0
 
-    def build(self) -> object:
+    def build(self) -> EncodePiece:
         self.built += 1
-        return lambda text: [-1] * len(text)
+        return lambda piece: [-len(piece)]
 
 
 def encoder(library: Library) -> BytePairEncoder:
-    return BytePairEncoder(str.split, lambda piece: [len(piece)], library.build)  # type: ignore[arg-type]
+    return BytePairEncoder(str.split, lambda piece: [len(piece)], library.build)
 
 
-def test_hands_over_after_enough_text() -> None:
+def test_long_pieces_go_to_the_library_once_there_are_enough() -> None:
     library = Library()
     encode = encoder(library).encode
-    assert encode("one three") == [3, 5]
+    long = "a" * (byte_pair_encoding.LONG_PIECE + 1)
+    assert encode(f"one {long} three") == [3, len(long), 5]
+    assert encode("one " * byte_pair_encoding.HAND_OVER_CHARACTERS)[-1] == 3
     assert library.built == 0
-    assert encode("a" * byte_pair_encoding.HAND_OVER_CHARACTERS) == [-1] * byte_pair_encoding.HAND_OVER_CHARACTERS
-    assert encode("ab") == [-1, -1]
+    very_long = "a" * byte_pair_encoding.HAND_OVER_CHARACTERS
+    assert encode(f"one {very_long} {long} three") == [3, -len(very_long), -len(long), 5]
+    assert encode(long) == [-len(long)]
     assert library.built == 1
 
 
 def test_goes_on_alone_where_the_library_cannot() -> None:
     alone = BytePairEncoder(str.split, lambda piece: [len(piece)], lambda: None)
-    alone.prepare_bulk()
-    assert alone.encode("one three one") == [3, 5, 3]
+    alone.prepare_library()
+    long = "a" * (byte_pair_encoding.HAND_OVER_CHARACTERS + 1)
+    assert alone.encode(f"one {long} one") == [3, len(long), 3]
 
 
-def test_forgets_pieces_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_word_is_merged_once() -> None:
+    merged: list[str] = []
+
+    def encode_piece(piece: str) -> list[int]:
+        merged.append(piece)
+        return [len(piece)]
+
+    tested = BytePairEncoder(str.split, encode_piece, lambda: None)
+    assert tested.encode("one two one") == tested.encode("one one two") == [3, 3, 3]
+    assert merged == ["one", "two"]
+
+
+def test_forgets_words_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_pair_encoding, "_MAX_CACHED_PIECES", 10)
     tested = encoder(Library())
     for number in range(100):

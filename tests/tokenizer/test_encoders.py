@@ -13,7 +13,7 @@ from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, SPACE_SYMBOL, Tok
 from pellucid.weights.gguf import GGUFFile
 from tests.support.sentencepiece_oracle import gguf_metadata, model_proto
 from tests.support.texts import texts
-from tests.support.tokenizers import SHARED, VOCABULARIES, model_path, vocabulary_path
+from tests.support.tokenizers import SHARED, VOCABULARIES, encode_by_library_only, model_path, vocabulary_path
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -50,13 +50,14 @@ def metadata_of(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_the_library_and_the_merge_loop_agree(name: str) -> None:
+def test_the_library_and_the_merge_loop_agree(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     metadata = metadata_of(vocabulary_path(name))
     loop, library = Tokenizer.from_gguf(metadata), Tokenizer.from_gguf(metadata)
-    library.prepare_bulk()
-    assert library._encoder._bpe._bulk is not None  # type: ignore[attr-defined]
-    for text in texts(3, 600):
-        assert plain(loop, text) == plain(library, text), text
+    sample = list(texts(3, 600))
+    expected = [plain(loop, text) for text in sample]
+    encode_by_library_only(monkeypatch, library)
+    for text, ids in zip(sample, expected, strict=True):
+        assert plain(library, text) == ids, text
 
 
 @pytest.mark.parametrize("name", ["llama-spm", "gemma-3-270m"])
@@ -80,7 +81,12 @@ def corpus() -> str:
 @pytest.mark.parametrize("remove_extra_whitespaces", [False, True])
 @pytest.mark.parametrize("split_by_whitespace", [False, True])
 def test_models_trained_by_sentencepiece(
-    corpus: str, byte_fallback: bool, add_dummy_prefix: bool, remove_extra_whitespaces: bool, split_by_whitespace: bool
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: str,
+    byte_fallback: bool,
+    add_dummy_prefix: bool,
+    remove_extra_whitespaces: bool,
+    split_by_whitespace: bool,
 ) -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -102,11 +108,13 @@ def test_models_trained_by_sentencepiece(
         "tokenizer.ggml.add_space_prefix": add_dummy_prefix,
         "tokenizer.ggml.remove_extra_whitespaces": remove_extra_whitespaces,
     }
-    tokenizer, bulk = Tokenizer.from_gguf(metadata), Tokenizer.from_gguf(metadata)
-    bulk.prepare_bulk()
-    for text in texts(6, 400):
+    tokenizer = Tokenizer.from_gguf(metadata)
+    sample = list(texts(6, 400))
+    for text in sample:
         assert plain(tokenizer, text) == oracle.encode(text), text
-        assert plain(bulk, text) == oracle.encode(text), text
+    encode_by_library_only(monkeypatch, tokenizer)
+    for text in sample:
+        assert plain(tokenizer, text) == oracle.encode(text), text
 
 
 TOKENS = {SPACE_SYMBOL: -9.0, "a": -9.0, "b": -9.0, ">": -9.0, SPACE_SYMBOL + "a": -2.0, ">" + SPACE_SYMBOL + "a": -3.0}
@@ -115,11 +123,7 @@ TOKENS = {SPACE_SYMBOL: -9.0, "a": -9.0, "b": -9.0, ">": -9.0, SPACE_SYMBOL + "a
 def test_a_merge_may_cross_the_start_of_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = sentencepiece_metadata(TOKENS, add_space_prefix=False)
     crossing = metadata["tokenizer.ggml.tokens"].index(">" + SPACE_SYMBOL + "a")
-    for bulk in (False, True):
-        tokenizer = Tokenizer.from_gguf(metadata)
-        if bulk:
-            tokenizer.prepare_bulk()
-        assert crossing in plain(tokenizer, "b> ab")
+    assert crossing in plain(Tokenizer.from_gguf(metadata), "b> ab")
     monkeypatch.setattr(encoders, "_characters_before_space", lambda tokens: [])
     assert crossing not in plain(Tokenizer.from_gguf(metadata), "b> ab")
 
@@ -136,8 +140,8 @@ def test_equal_scores_take_the_leftmost_pair() -> None:
     oracle = sentencepiece.SentencePieceProcessor(
         model_proto=model_proto(sentencepiece_metadata(tokens, add_space_prefix=False, unknown_token_id=0))
     )
-    tokenizer.prepare_bulk()
-    assert tokenizer._encoder._bpe._bulk is None, "no list of merges says what equal scores say"  # type: ignore[attr-defined]
+    tokenizer.prepare_library()
+    assert tokenizer._encoder._bpe._library is None, "no list of merges says what equal scores say"  # type: ignore[attr-defined]
     for text in ("abc", "bca", "cabcab", "bcabca"):
         assert plain(tokenizer, text) == oracle.encode(text)
 
@@ -158,13 +162,13 @@ def test_the_space_prefix_goes_before_each_stretch_of_text() -> None:
 ALPHABET = list(BYTE_LEVEL_ALPHABET)
 
 
-def test_a_byte_without_a_token_gives_no_id_and_does_not_part_its_neighbours() -> None:
+def test_a_byte_without_a_token_gives_no_id_and_does_not_part_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = [character for character in ALPHABET if character != BYTE_LEVEL_ALPHABET[4]] + ["!!"]
     metadata = byte_level_metadata(tokens, ["! !"])
-    for bulk in (False, True):
-        tokenizer = Tokenizer.from_gguf(metadata)
-        if bulk:
-            tokenizer.prepare_bulk()
+    tokenizer = Tokenizer.from_gguf(metadata)
+    for by_library in (False, True):
+        if by_library:
+            encode_by_library_only(monkeypatch, tokenizer)
         assert [tokenizer.id_to_token(i) for i in plain(tokenizer, "!\x04!")] == ["!!"]
 
 
@@ -188,7 +192,7 @@ def test_merges_that_build_no_token() -> None:
     with pytest.raises(ModelFileError, match="'ab', which is not a token"):
         plain(tokenizer, "ab")
     with pytest.raises(ModelFileError, match="do not fit the vocabulary"):
-        tokenizer.prepare_bulk()
+        tokenizer.prepare_library()
 
 
 def test_text_that_no_token_can_spell_is_refused() -> None:

@@ -10,7 +10,7 @@ from pellucid.tokenizer import Tokenizer
 from pellucid.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, TokenType
 from tests.support.texts import texts
-from tests.support.tokenizers import VOCABULARIES, gguf_tokenizer, vocabulary_path
+from tests.support.tokenizers import VOCABULARIES, encode_by_library_only, gguf_tokenizer, vocabulary_path
 
 
 def expectations(name: str) -> list[tuple[str, list[int]]]:
@@ -23,11 +23,11 @@ def expectations(name: str) -> list[tuple[str, list[int]]]:
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-@pytest.mark.parametrize("bulk", [False, True])
-def test_ids_of_the_shared_vocabularies(name: str, bulk: bool) -> None:
-    tokenizer = gguf_tokenizer(vocabulary_path(name))
-    if bulk:
-        tokenizer.prepare_bulk()
+@pytest.mark.parametrize("by_library", [False, True])
+def test_ids_of_the_shared_vocabularies(monkeypatch: pytest.MonkeyPatch, name: str, by_library: bool) -> None:
+    tokenizer = gguf_tokenizer.__wrapped__(vocabulary_path(name))
+    if by_library:
+        encode_by_library_only(monkeypatch, tokenizer)
     for text, ids in expectations(name):
         assert tokenizer.encode(text, add_special_tokens=False) == ids, text
 
@@ -136,7 +136,6 @@ def test_no_pre_tokenizer() -> None:
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_pre_tokenizers_lose_nothing(name: str) -> None:
     tokenizer = Tokenizer.from_gguf(byte_level_metadata(pre=name))
-    tokenizer.prepare_bulk()
     for text in texts(18, 200):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 

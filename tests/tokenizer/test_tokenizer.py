@@ -110,7 +110,7 @@ def test_batch() -> None:
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(byte_pair_encoding, "HAND_OVER_CHARACTERS", 5000)
+    monkeypatch.setattr(byte_pair_encoding, "HAND_OVER_CHARACTERS", 500)
     path = vocabulary_path("llama-spm")
     expected = gguf_tokenizer(path).encode_batch(texts(11, 200))
     tokenizer = gguf_tokenizer.__wrapped__(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.errors import InvalidRequestError, ModelFileError
-from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, merge_symbols
+from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, EncodePiece, library_encoder, merge_symbols
 from pellucid.tokenizer.pre_tokenizers import PreTokenizer
 from pellucid.tokenizer.vocabulary import SPACE_SYMBOL, TokenType, Vocabulary, parse_byte_token
 
@@ -25,8 +25,8 @@ class TextEncoder(Protocol):
     def encode(self, text: str, *, at_start: bool) -> list[int]:
         """Ids of a stretch of prepared text between added tokens; `at_start` if it opens the whole text."""
 
-    def prepare_bulk(self) -> None:
-        """Builds now what makes long texts quick."""
+    def prepare_library(self) -> None:
+        """Builds now what makes long stretches of text without a break quick."""
 
 
 class ByteLevelEncoder:
@@ -52,7 +52,7 @@ class ByteLevelEncoder:
         self._merges = merges
         self._pre_tokenizer = pre_tokenizer
         self._ranks = dict(zip(merges, range(len(merges)), strict=True))
-        self._bpe = BytePairEncoder(pre_tokenizer.compile(), self._encode_piece, self._build_bulk)
+        self._bpe = BytePairEncoder(pre_tokenizer.compile(), self._encode_piece, self._build_library)
 
     def prepare(self, text: str) -> str:
         return text
@@ -60,8 +60,8 @@ class ByteLevelEncoder:
     def encode(self, text: str, *, at_start: bool) -> list[int]:
         return self._bpe.encode(text)
 
-    def prepare_bulk(self) -> None:
-        self._bpe.prepare_bulk()
+    def prepare_library(self) -> None:
+        self._bpe.prepare_library()
 
     def _pair_rank(self, left: str, right: str) -> int | None:
         return self._ranks.get(f"{left} {right}")
@@ -78,8 +78,8 @@ class ByteLevelEncoder:
                 f"the merges build {error.args[0]!r}, which is not a token", param="tokenizer.ggml.merges"
             ) from None
 
-    def _build_bulk(self) -> Callable[[str], list[int]]:
-        from tokenizers import Tokenizer, models
+    def _build_library(self) -> EncodePiece:
+        from tokenizers import models
 
         pairs = [(left, right) for left, right in (merge.split(" ") for merge in self._merges)]
         try:
@@ -88,9 +88,7 @@ class ByteLevelEncoder:
             raise ModelFileError(
                 f"the merges do not fit the vocabulary: {error}", param="tokenizer.ggml.merges"
             ) from None
-        tokenizer = Tokenizer(model)
-        tokenizer.pre_tokenizer = self._pre_tokenizer.build()
-        return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+        return library_encoder(model)
 
 
 class SentencePieceEncoder:
@@ -122,10 +120,8 @@ class SentencePieceEncoder:
         byte_tokens = vocabulary.ids_of_type(TokenType.BYTE)
         by_byte = {parse_byte_token(vocabulary.tokens[token_id]): token_id for token_id in byte_tokens}
         self._byte_ids = [by_byte[byte] for byte in range(256)] if len(by_byte) == 256 else None
-        crossing = _characters_before_space(vocabulary.tokens)
-        self._word_pattern = _word_pattern([re.escape(character) for character in crossing])
-        self._library_word_pattern = _word_pattern([f"\\x{{{ord(character):x}}}" for character in crossing])
-        self._bpe = BytePairEncoder(re.compile(self._word_pattern).findall, self._encode_piece, self._build_bulk)
+        words = _word_pattern(_characters_before_space(vocabulary.tokens))
+        self._bpe = BytePairEncoder(words.findall, self._encode_piece, self._build_library)
 
     def prepare(self, text: str) -> str:
         return text.replace(" ", SPACE_SYMBOL)
@@ -137,8 +133,8 @@ class SentencePieceEncoder:
             return []
         return self._bpe.encode(SPACE_SYMBOL + text if self._add_space_prefix else text)
 
-    def prepare_bulk(self) -> None:
-        self._bpe.prepare_bulk()
+    def prepare_library(self) -> None:
+        self._bpe.prepare_library()
 
     def _pair_rank(self, left: str, right: str) -> float | None:
         token_id = self._vocabulary.normal_ids.get(left + right)
@@ -164,8 +160,8 @@ class SentencePieceEncoder:
             unknown = token_id is None
         return ids
 
-    def _build_bulk(self) -> Callable[[str], list[int]] | None:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    def _build_library(self) -> EncodePiece | None:
+        from tokenizers import models
 
         ids = self._vocabulary.normal_ids
         merges = self._derive_merges()
@@ -180,9 +176,7 @@ class SentencePieceEncoder:
             fuse_unk=True,
             byte_fallback=self._byte_ids is not None,
         )
-        tokenizer = Tokenizer(model)
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(self._library_word_pattern), behavior="isolated")
-        return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+        return library_encoder(model)
 
     def _derive_merges(self) -> list[tuple[str, str]] | None:
         """The list of merges that gives what the scores give, or None if no list does.
@@ -223,10 +217,10 @@ def _characters_before_space(tokens: Sequence[str]) -> list[str]:
     return [chr(code) for code in sorted(found)]
 
 
-def _word_pattern(crossing: Sequence[str]) -> str:
+def _word_pattern(crossing: Sequence[str]) -> re.Pattern[str]:
     """A word is a run of U+2581 and what follows up to the next; it goes on across one of the `crossing` characters."""
     space = SPACE_SYMBOL
     if not crossing:
-        return f"{space}*[^{space}]+|{space}+"
-    further = f"(?:(?<=[{''.join(crossing)}]){space}+[^{space}]*)*"
-    return f"{space}*[^{space}]+{further}|{space}+"
+        return re.compile(f"{space}*[^{space}]+|{space}+")
+    further = f"(?:(?<=[{''.join(map(re.escape, crossing))}]){space}+[^{space}]*)*"
+    return re.compile(f"{space}*[^{space}]+{further}|{space}+")

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pellucid.core.errors import UnsupportedModelError
-
-if TYPE_CHECKING:
-    from tokenizers.pre_tokenizers import PreTokenizer as LibraryPreTokenizer
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _DIGIT = r"\p{N}"
@@ -63,19 +59,15 @@ class PreTokenizer:
 
     def compile(self) -> Callable[[str], list[str]]:
         """A function from text to pieces in the byte-level alphabet."""
-        splitter = self.build()
+        from tokenizers import Regex, pre_tokenizers
+
+        steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
+        splitter = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
         def split(text: str) -> list[str]:
             return [piece for piece, _ in splitter.pre_tokenize_str(text)]
 
         return split
-
-    def build(self) -> LibraryPreTokenizer:
-        """The `tokenizers` pre-tokenizer."""
-        from tokenizers import Regex, pre_tokenizers
-
-        steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
-        return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 _LLAMA3_STYLE = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)

@@ -146,9 +146,9 @@ class Tokenizer:
             with suppress(ModelFileError):
                 self._template  # noqa: B018
 
-    def prepare_bulk(self) -> None:
-        """Builds now what makes long texts quick, as a server should; `encode` does so itself after enough text."""
-        self._encoder.prepare_bulk()
+    def prepare_library(self) -> None:
+        """Builds now what makes long stretches of text without a break quick; `encode` does so itself when it pays."""
+        self._encoder.prepare_library()
 
     def _append_text(self, ids: list[int], text: str, *, parse_special: bool, at_start: bool) -> None:
         text = self._encoder.prepare(text)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pellucid.core.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from pellucid.tokenizer.added_tokens import AddedToken, AddedTokenMatcher
-from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, merge_symbols
+from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, EncodePiece, library_encoder, merge_symbols
 from pellucid.tokenizer.loader import end_of_generation
 from pellucid.tokenizer.tokenizer import Tokenizer
 from pellucid.tokenizer.vocabulary import SPACE_SYMBOL, Alphabet, TokenType, Vocabulary
@@ -94,8 +94,11 @@ class _PipelineEncoder:
             if pre_tokenizer["type"] != "Metaspace":
                 raise _unsupported("pre_tokenizer", "a nested Metaspace with prepend_scheme 'first'", "a plain one")
             pre_tokenizer = {**pre_tokenizer, "prepend_scheme": "never"}
-        self._pre_tokenizer = pre_tokenizer
-        pipeline = self._build({"type": "BPE", "vocab": {}, "merges": []}, source.get("normalizer"))
+        pipeline = _library_tokenizer(
+            normalizer=source.get("normalizer"),
+            pre_tokenizer=pre_tokenizer,
+            model={"type": "BPE", "vocab": {}, "merges": []},
+        )
         self._normalize: Callable[[str], str] = pipeline.normalizer.normalize_str if pipeline.normalizer else str
         self._normalized_tokens = AddedTokenMatcher(
             [replace(token, text=self._normalize(token.text)) for token in normalized_tokens], list
@@ -108,7 +111,7 @@ class _PipelineEncoder:
         self._bpe = BytePairEncoder(
             (lambda text: [piece for piece, _ in splitter.pre_tokenize_str(text)]) if splitter else lambda text: [text],
             self._encode_piece,
-            self._build_bulk,
+            self._build_library,
         )
 
     def prepare(self, text: str) -> str:
@@ -124,8 +127,8 @@ class _PipelineEncoder:
             position = match.end
         return ids + self._encode_stretch(text[position:], at_start and position == 0)
 
-    def prepare_bulk(self) -> None:
-        self._bpe.prepare_bulk()
+    def prepare_library(self) -> None:
+        self._bpe.prepare_library()
 
     def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
         if not text:
@@ -156,29 +159,18 @@ class _PipelineEncoder:
                     yield self._unknown
                 unknown = True
 
-    def _build_bulk(self) -> Callable[[str], list[int]]:
-        tokenizer = self._build(self._model, None)
+    def _build_library(self) -> EncodePiece:
+        return library_encoder(_library_tokenizer(model=self._model).model)
 
-        def encode(text: str) -> list[int]:
-            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-            return ids
 
-        return encode
+def _library_tokenizer(**parts: object) -> Any:
+    from tokenizers import Tokenizer as LibraryTokenizer
 
-    def _build(self, model: Mapping[str, Any], normalizer: object) -> Any:
-        from tokenizers import Tokenizer as LibraryTokenizer
-
-        document = {
-            "version": "1.0",
-            "added_tokens": [],
-            "normalizer": normalizer,
-            "pre_tokenizer": self._pre_tokenizer,
-            "model": model,
-        }
-        try:
-            return LibraryTokenizer.from_str(json.dumps(document))
-        except Exception as error:
-            raise ModelFileError(f"tokenizer.json is refused by its library: {error}", param="tokenizer.json") from None
+    document = {"version": "1.0", "added_tokens": [], **parts}
+    try:
+        return LibraryTokenizer.from_str(json.dumps(document))
+    except Exception as error:
+        raise ModelFileError(f"tokenizer.json is refused by its library: {error}", param="tokenizer.json") from None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
