@@ -39,6 +39,7 @@ MAX_WORK = 1 << 24
 MAX_SECONDS = 2.0
 MAX_SOURCE = 1 << 16
 _MAX_INTEGER_BITS = 1024
+_MAX_PRECISION = 100
 
 # fmt: off
 _STRING_METHODS = frozenset((
@@ -356,9 +357,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             self.budget.require(len(str(value)) + (str(value).count("\n") + 1) * width)
         elif name == "format":
             self._require_formatted(str(value), "%", (*args, *kwargs.values()))
-        elif name in ("batch", "slice"):
-            count = args[0] if args else 1
-            self.budget.require(count if isinstance(count, int) else 1)
+        elif name in ("batch", "slice", "round"):  # filled up to this count; or to ten to this power
+            for count in (*args, *kwargs.values()):
+                if isinstance(count, int) and abs(count) > (
+                    _MAX_PRECISION if name == "round" else self.budget.max_size
+                ):
+                    raise BudgetExceededError(f"it asks the filter {name} for {count:.3g}")
         elif name == "sum":
             start = args[1] if len(args) > 1 else kwargs.get("start", 0)
             if not isinstance(start, int | float):
