@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pellucid.backends.base import Backend
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from pellucid.weights.loader import ModelFile
 
 _MODULES = {"cpu": "pellucid.backends.cpu.backend", "reference": "pellucid.backends.reference.backend"}
+
+# What the installation leaves where it could not build the native core (build_backend/pellucid_build.py).
+BUILD_RECORD = Path(__file__).parent / "cpu" / "BUILD_FAILED.txt"
 
 
 def load_backend(model_file: ModelFile, config: BackendConfig, *, kv_cache_dtype: str) -> Backend:
@@ -29,15 +33,24 @@ def load_backend(model_file: ModelFile, config: BackendConfig, *, kv_cache_dtype
     except ImportError as error:
         if config.name != "auto":
             raise BackendError(
-                f"the {name} backend is not installed ({error}); "
-                'reinstall where a C++ compiler is found, or use backend="reference"',
+                f"the {name} backend is not installed: {_reason(error)} "
+                'Install again where it can be built, or use backend="reference".',
                 param="backend",
             ) from error
         warnings.warn(
-            f"the native core is not installed ({error}): using the reference backend, which is far slower",
+            f"using the reference backend, which is far slower; the native core is not installed: {_reason(error)}",
             RuntimeWarning,
             stacklevel=2,
         )
         module = import_module(_MODULES["reference"])
     backend: Backend = module.load(model_file, threads=config.threads, kv_cache_dtype=kv_cache_dtype)
     return backend
+
+
+def _reason(error: ImportError) -> str:
+    """Why the native core cannot be imported, as a sentence: what the installation recorded, else what Python says."""
+    if BUILD_RECORD.is_file():
+        for line in BUILD_RECORD.read_text(encoding="utf-8").splitlines():
+            if line.startswith("Reason: "):
+                return line.removeprefix("Reason: ")
+    return f"{error}."
