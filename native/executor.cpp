@@ -9,14 +9,26 @@ namespace pellucid {
 
 namespace {
 
-constexpr int kMlpChunk = 8;           // panels of gate and up that are taken together; 128 columns
+constexpr int kChunkPanels = 8;        // panels of gate and up that are taken together; 128 columns
 constexpr int kQueryRowsPerTile = 96;  // query rows that share one pass over the KV blocks
 constexpr int kTasksPerThread = 8;
 constexpr int kFoldAloneBlocks = 8;  // up to so many KV blocks threads repeat the fold rather than share it
 
-void require_form(const PackedMatrix& matrix, bool& quantized, bool& f32) {
-    (is_quantized(matrix.format) ? quantized : f32) = true;
-}
+// Int8 terms that stand for an input (ActivationBuffer). There are two where rounding to one costs the most accuracy
+// and a second costs decoding, which waits for the weights, next to nothing; figures in docs/kernels.md.
+constexpr int kQkvTerms = 2;
+constexpr int kOutputTerms = 1;
+constexpr int kGateUpTerms = 1;
+constexpr int kDownTerms = 2;
+constexpr int kHeadTerms = 2;
+constexpr int kMaxTerms = 2;
+
+// The forms of an input that the matrices which read it want.
+struct Forms {
+    bool quantized = false;
+    bool f32 = false;
+    void add(const PackedMatrix& matrix) { (is_quantized(matrix.format) ? quantized : f32) = true; }
+};
 
 }  // namespace
 
@@ -44,25 +56,24 @@ float* FloatBuffer::reserve(size_t size) {
     return data();
 }
 
-void ActivationBuffer::resize(int rows, int cols, bool quantized, bool f32) {
+void ActivationBuffer::resize(int rows, int cols, bool quantized, bool f32, int terms) {
     quantized_ = quantized;
     f32_ = f32;
-    const size_t padded_rows = static_cast<size_t>(rows + kRowGroup - 1) / kRowGroup * kRowGroup;
+    terms_ = terms;
+    const size_t padded_rows = static_cast<size_t>(rows * terms + kRowGroup - 1) / kRowGroup * kRowGroup;
     const size_t size = padded_rows * cols;
+    const size_t blocks = size / kQuantBlockSize;
     if (quantized && size > quant_capacity_) {
         q_ = allocate_aligned(size);
-        scale_ = allocate_aligned(size / kQuantBlockSize * sizeof(float));
-        sum_ = allocate_aligned(size / kQuantBlockSize * sizeof(int32_t));
-        scaled_sum_ = allocate_aligned(size / kQuantBlockSize * sizeof(float));
-        // Rows that pad the last group are multiplied too.
-        std::memset(q_.get(), 0, size);
-        std::memset(scale_.get(), 0, size / kQuantBlockSize * sizeof(float));
-        std::memset(scaled_sum_.get(), 0, size / kQuantBlockSize * sizeof(float));
+        scale_ = allocate_aligned(blocks * sizeof(float));
+        sum_ = allocate_aligned(blocks * sizeof(int32_t));
+        scaled_sum_ = allocate_aligned(blocks * sizeof(float));
         quant_capacity_ = size;
     }
-    if (f32 && size > f32_capacity_) {
-        values_ = allocate_aligned(size * sizeof(float));
-        f32_capacity_ = size;
+    const size_t values = static_cast<size_t>(rows) * cols;
+    if (f32 && values > f32_capacity_) {
+        values_ = allocate_aligned(values * sizeof(float));
+        f32_capacity_ = values;
     }
 }
 
@@ -83,11 +94,32 @@ void ActivationBuffer::store(const VectorKernels& kernels, int cols, int row, in
         float* values = reinterpret_cast<float*>(values_.get());
         std::memcpy(values + static_cast<int64_t>(row) * cols + begin, x, n * sizeof(float));
     }
-    if (quantized_) {
-        const int64_t index = view(cols).block_index(row) + int64_t{begin / kQuantBlockSize} * kRowGroup;
-        kernels.quantize(x, n, kRowGroup, reinterpret_cast<int8_t*>(q_.get()) + index * kQuantBlockSize,
-                         reinterpret_cast<float*>(scale_.get()) + index, reinterpret_cast<int32_t*>(sum_.get()) + index,
-                         reinterpret_cast<float*>(scaled_sum_.get()) + index);
+    if (!quantized_) return;
+    int8_t* q = reinterpret_cast<int8_t*>(q_.get());
+    float* scale = reinterpret_cast<float*>(scale_.get());
+    int32_t* sum = reinterpret_cast<int32_t*>(sum_.get());
+    float* scaled_sum = reinterpret_cast<float*>(scaled_sum_.get());
+    const auto quantize = [&](const float* from, int size, int64_t index) {
+        kernels.quantize(from, size, kRowGroup, q + index * kQuantBlockSize, scale + index, sum + index,
+                         scaled_sum + index);
+    };
+    const int64_t first = view(cols).block_index(terms_ * row) + int64_t{begin / kQuantBlockSize} * kRowGroup;
+    quantize(x, n, first);
+    if (terms_ == 1) return;
+    // The second term's row is in the first one's group.
+    constexpr int kStep = 128;
+    for (int i = 0; i < n; i += kStep) {
+        float rest[kStep];
+        const int size = std::min(kStep, n - i);
+        const int64_t index = first + int64_t{i / kQuantBlockSize} * kRowGroup;
+        for (int block = 0; block < size / kQuantBlockSize; ++block) {
+            const int64_t at = index + int64_t{block} * kRowGroup;
+            for (int j = 0; j < kQuantBlockSize; ++j) {
+                const int k = block * kQuantBlockSize + j;
+                rest[k] = x[i + k] - scale[at] * static_cast<float>(q[at * kQuantBlockSize + j]);
+            }
+        }
+        quantize(rest, size, index + 1);
     }
 }
 
@@ -122,8 +154,7 @@ void Executor::prepare(const Batch& batch) {
     for (RopeTable& rope : model_.ropes) rope.extend(last_position + 1);
 
     int max_heads = 1, max_query_size = 0, max_qkv_size = 0, max_intermediate = 0, max_group = 1, max_head_dim = 0;
-    bool hidden_quantized = false, hidden_f32 = false, attention_quantized = false, attention_f32 = false;
-    bool mlp_quantized = false, mlp_f32 = false, output_quantized = false, output_f32 = false;
+    Forms qkv, o, mlp, down, head;
     plans_.clear();
     plan_of_layer_.clear();
     for (const Layer& layer : model_.layers) {
@@ -133,14 +164,12 @@ void Executor::prepare(const Batch& batch) {
         max_intermediate = std::max(max_intermediate, layer.gate_proj.rows);
         max_group = std::max(max_group, layer.group_size());
         max_head_dim = std::max(max_head_dim, layer.head_dim);
-        for (const PackedMatrix* matrix :
-             {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.gate_proj, &layer.up_proj}) {
-            require_form(*matrix, hidden_quantized, hidden_f32);
-        }
-        require_form(layer.o_proj, attention_quantized, attention_f32);
-        require_form(layer.down_proj, mlp_quantized, mlp_f32);
+        for (const PackedMatrix* matrix : {&layer.q_proj, &layer.k_proj, &layer.v_proj}) qkv.add(*matrix);
+        o.add(layer.o_proj);
+        for (const PackedMatrix* matrix : {&layer.gate_proj, &layer.up_proj}) mlp.add(*matrix);
+        down.add(layer.down_proj);
     }
-    require_form(model_.output_matrix(), output_quantized, output_f32);
+    head.add(model_.output_matrix());
     split_ = decoding_ && batch.num_seqs * max_heads < 4 * pool_.num_threads();
     for (const Layer& layer : model_.layers) {
         const auto same = [&layer](const AttentionPlan& plan) {
@@ -163,19 +192,24 @@ void Executor::prepare(const Batch& batch) {
     part_max_.reserve(part_rows);
     part_sum_.reserve(part_rows);
     part_out_.reserve(part_rows * max_head_dim);
-    hidden_input_.resize(batch.num_tokens, hidden_size, hidden_quantized, hidden_f32);
-    attention_input_.resize(batch.num_tokens, max_query_size, attention_quantized, attention_f32);
-    mlp_input_.resize(batch.num_tokens, max_intermediate, mlp_quantized, mlp_f32);
-    output_input_.resize(batch.num_logits, hidden_size, output_quantized, output_f32);
+    const int rows = batch.num_tokens;
+    qkv_input_.resize(rows, hidden_size, qkv.quantized, qkv.f32, kQkvTerms);
+    o_input_.resize(rows, max_query_size, o.quantized, o.f32, kOutputTerms);
+    mlp_input_.resize(rows, hidden_size, mlp.quantized, mlp.f32, kGateUpTerms);
+    down_input_.resize(rows, max_intermediate, down.quantized, down.f32, kDownTerms);
+    head_input_.resize(batch.num_logits, hidden_size, head.quantized, head.f32, kHeadTerms);
+    const size_t scratch_rows = kMaxTerms * static_cast<size_t>(std::max(rows, batch.num_logits));
     const size_t query_rows = std::max(kQueryRowsPerTile, max_group);
     for (Scratch& scratch : scratch_) {
         scratch.hidden.reserve(hidden_size);
-        scratch.hidden_input.resize(1, hidden_size, hidden_quantized, hidden_f32);
-        scratch.attention_input.resize(1, max_query_size, attention_quantized, attention_f32);
+        scratch.qkv_input.resize(1, hidden_size, qkv.quantized, qkv.f32, kQkvTerms);
+        scratch.o_input.resize(1, max_query_size, o.quantized, o.f32, kOutputTerms);
+        scratch.mlp_input.resize(1, hidden_size, mlp.quantized, mlp.f32, kGateUpTerms);
         scratch.row.reserve(hidden_size);
         scratch.attention_row.reserve(max_query_size);
-        scratch.gate.reserve(tokens * kMlpChunk * kPanelRows);
-        scratch.up.reserve(tokens * kMlpChunk * kPanelRows);
+        scratch.gate.reserve(tokens * kChunkPanels * kPanelRows);
+        scratch.up.reserve(tokens * kChunkPanels * kPanelRows);
+        scratch.products.reserve(scratch_rows * kChunkPanels * kPanelRows);
         scratch.key.reserve(max_head_dim);
         scratch.query.reserve(query_rows * max_head_dim);
         scratch.partial.reserve(query_rows * max_head_dim);
@@ -244,20 +278,19 @@ void Executor::run_layer(int thread, int index) {
         } else {
             add_residual(thread, model_.layers[index - 1].post_mlp_norm, projected_row(row), x);
         }
-        store_normalized(thread, layer.attention_norm, x, hidden_input(thread), row);
+        store_normalized(thread, layer.attention_norm, x, qkv_input(thread), row);
     });
-    project(thread, {&layer.q_proj, &layer.k_proj, &layer.v_proj}, hidden_input(thread).view(hidden_size), tokens,
-            qkv_.data(), layer.query_size() + 2 * layer.key_value_size());
+    project(thread, {&layer.q_proj, &layer.k_proj, &layer.v_proj}, qkv_input(thread), hidden_size, tokens, qkv_.data(),
+            layer.query_size() + 2 * layer.key_value_size());
     attend(thread, index);
-    project(thread, {&layer.o_proj}, attention_input(thread).view(layer.query_size()), tokens, projected_.data(),
-            hidden_size);
+    project(thread, {&layer.o_proj}, o_input(thread), layer.query_size(), tokens, projected_.data(), hidden_size);
     for_rows(thread, tokens, [&](int row) {
         float* x = hidden_row(thread, row);
         add_residual(thread, layer.post_attention_norm, projected_row(row), x);
-        store_normalized(thread, layer.mlp_norm, x, hidden_input(thread), row);
+        store_normalized(thread, layer.mlp_norm, x, mlp_input(thread), row);
     });
     run_mlp(thread, layer);
-    project(thread, {&layer.down_proj}, mlp_input_.view(layer.gate_proj.rows), tokens, projected_.data(), hidden_size);
+    project(thread, {&layer.down_proj}, down_input_, layer.gate_proj.rows, tokens, projected_.data(), hidden_size);
 }
 
 void Executor::embed(int row, float* x) const {
@@ -281,8 +314,9 @@ void Executor::store_normalized(int thread, const Norm& norm, const float* x, Ac
 }
 
 // out[row] = the products with each matrix side by side.
-void Executor::project(int thread, const std::vector<const PackedMatrix*>& matrices, const Activations& input, int rows,
-                       float* out, int64_t stride) {
+void Executor::project(int thread, const std::vector<const PackedMatrix*>& matrices, const ActivationBuffer& buffer,
+                       int cols, int rows, float* out, int64_t stride) {
+    const Activations input = buffer.view(cols);
     int total = 0;
     for (const PackedMatrix* matrix : matrices) total += matrix->panels();
     const int grain = std::max(1, total / (pool_.num_threads() * kTasksPerThread));
@@ -293,12 +327,34 @@ void Executor::project(int thread, const std::vector<const PackedMatrix*>& matri
             const int from = std::max(begin, first) - first;
             const int to = std::min(end, first + matrix->panels()) - first;
             if (from < to) {
-                matmul_.matmul(*matrix, from, to, input, 0, rows, column + from * kPanelRows, stride);
+                const int terms = is_quantized(matrix->format) ? buffer.terms() : 1;
+                multiply(thread, *matrix, from, to, input, terms, rows, column + from * kPanelRows, stride);
             }
             first += matrix->panels();
             column += matrix->rows;
         }
     });
+}
+
+// Panels [begin, end); `out` points at row 0 of the first of their columns. Products of several terms are added up.
+void Executor::multiply(int thread, const PackedMatrix& matrix, int begin, int end, const Activations& input, int terms,
+                        int rows, float* out, int64_t stride) {
+    if (terms == 1) {
+        matmul_.matmul(matrix, begin, end, input, 0, rows, out, stride);
+        return;
+    }
+    constexpr int kStride = kChunkPanels * kPanelRows;
+    float* products = scratch_[thread].products.data();
+    for (int from = begin; from < end; from += kChunkPanels, out += kStride) {
+        const int to = std::min(from + kChunkPanels, end);
+        const int width = std::min((to - from) * kPanelRows, matrix.rows - from * kPanelRows);
+        matmul_.matmul(matrix, from, to, input, 0, terms * rows, products, kStride);
+        for (int row = 0; row < rows; ++row) {
+            float* product = products + static_cast<int64_t>(terms * row) * kStride;
+            for (int term = 1; term < terms; ++term) kernels_.add(product, product + term * kStride, width);
+            std::memcpy(out + row * stride, product, width * sizeof(float));
+        }
+    }
 }
 
 void Executor::attend(int thread, int index) {
@@ -328,7 +384,7 @@ void Executor::attend(int thread, int index) {
             for (int kv_head = 0; kv_head < layer.num_kv_heads; ++kv_head) {
                 fold_parts(thread, layer, plan, 0, kv_head, row + kv_head * layer.group_size() * layer.head_dim);
             }
-            attention_input(thread).store(kernels_, query_size, 0, 0, row, query_size);
+            o_input(thread).store(kernels_, query_size, 0, 0, row, query_size);
             return;
         }
         pool_.parallel_for(thread, tokens * layer.num_kv_heads, 1, [&](int begin, int end) {
@@ -342,8 +398,8 @@ void Executor::attend(int thread, int index) {
         });
     }
     for_rows(thread, tokens, [&](int row) {
-        attention_input(thread).store(kernels_, query_size, row, 0,
-                                      attention_.data() + static_cast<int64_t>(row) * query_size, query_size);
+        o_input(thread).store(kernels_, query_size, row, 0, attention_.data() + static_cast<int64_t>(row) * query_size,
+                              query_size);
     });
 }
 
@@ -478,23 +534,23 @@ void Executor::fold_parts(int thread, const Layer& layer, const AttentionPlan& p
 void Executor::run_mlp(int thread, const Layer& layer) {
     const int tokens = batch_.num_tokens;
     const int columns = layer.gate_proj.rows;
-    const int chunks = (layer.gate_proj.panels() + kMlpChunk - 1) / kMlpChunk;
-    constexpr int kStride = kMlpChunk * kPanelRows;
-    const Activations input = hidden_input(thread).view(model_.hidden_size);
+    const int chunks = (layer.gate_proj.panels() + kChunkPanels - 1) / kChunkPanels;
+    constexpr int kStride = kChunkPanels * kPanelRows;
+    const Activations input = mlp_input(thread).view(model_.hidden_size);
     const auto activate = layer.activation == ActivationKind::kSilu ? kernels_.silu_mul : kernels_.gelu_tanh_mul;
     float* gate = scratch_[thread].gate.data();
     float* up = scratch_[thread].up.data();
     pool_.parallel_for(thread, chunks, 1, [&](int begin, int end) {
         for (int chunk = begin; chunk < end; ++chunk) {
-            const int from = chunk * kMlpChunk;
-            const int to = std::min(from + kMlpChunk, layer.gate_proj.panels());
+            const int from = chunk * kChunkPanels;
+            const int to = std::min(from + kChunkPanels, layer.gate_proj.panels());
             const int width = std::min(columns - from * kPanelRows, kStride);
             matmul_.matmul(layer.gate_proj, from, to, input, 0, tokens, gate, kStride);
             matmul_.matmul(layer.up_proj, from, to, input, 0, tokens, up, kStride);
             for (int row = 0; row < tokens; ++row) {
                 float* g = gate + static_cast<int64_t>(row) * kStride;
                 activate(g, up + static_cast<int64_t>(row) * kStride, width, g);
-                mlp_input_.store(kernels_, columns, row, from * kPanelRows, g, width);
+                down_input_.store(kernels_, columns, row, from * kPanelRows, g, width);
             }
         }
     });
@@ -502,27 +558,26 @@ void Executor::run_mlp(int thread, const Layer& layer) {
 
 void Executor::compute_logits(int thread, float* logits) {
     const int rows = batch_.num_logits;
-    const int vocab_size = model_.vocab_size;
+    const int64_t vocab_size = model_.vocab_size;
     if (rows == 0) return;
     // A row may be asked for twice, so the residual stream itself is left as it is.
-    const auto finish = [&](int row) {
-        const int token = batch_.logits_rows[row];
-        float* x = scratch_[thread].attention_row.reserve(model_.hidden_size);
-        std::memcpy(x, hidden_row(thread, token), model_.hidden_size * sizeof(float));
-        add_residual(thread, model_.layers.back().post_mlp_norm, projected_row(token), x);
-        store_normalized(thread, model_.final_norm, x, output_input_, row);
-    };
     pool_.parallel_for(thread, rows, 1, [&](int begin, int end) {
-        for (int row = begin; row < end; ++row) finish(row);
+        for (int row = begin; row < end; ++row) {
+            const int token = batch_.logits_rows[row];
+            float* x = scratch_[thread].attention_row.reserve(model_.hidden_size);
+            std::memcpy(x, hidden_row(thread, token), model_.hidden_size * sizeof(float));
+            add_residual(thread, model_.layers.back().post_mlp_norm, projected_row(token), x);
+            store_normalized(thread, model_.final_norm, x, head_input_, row);
+        }
     });
-    project(thread, {&model_.output_matrix()}, output_input_.view(model_.hidden_size), rows, logits, vocab_size);
+    project(thread, {&model_.output_matrix()}, head_input_, model_.hidden_size, rows, logits, vocab_size);
     constexpr int kSegment = 8192;
-    const int segments = (vocab_size + kSegment - 1) / kSegment;
+    const int segments = static_cast<int>((vocab_size + kSegment - 1) / kSegment);
     pool_.parallel_for(thread, rows * segments, 1, [&](int begin, int end) {
         for (int i = begin; i < end; ++i) {
-            const int first = i % segments * kSegment;
-            const float* x = logits + static_cast<int64_t>(i / segments) * vocab_size + first;
-            if (!kernels_.all_finite(x, std::min(kSegment, vocab_size - first))) finite_ = false;
+            const int64_t first = int64_t{i % segments} * kSegment;
+            const float* x = logits + i / segments * vocab_size + first;
+            if (!kernels_.all_finite(x, std::min<int64_t>(kSegment, vocab_size - first))) finite_ = false;
         }
     });
 }

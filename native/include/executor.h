@@ -27,17 +27,22 @@ struct Batch {
 };
 
 // Input rows of a matrix product with the memory that holds them.
+//
+// The int8 form of a row is one term, or two: the second is what rounding to the first left, scaled and rounded in its
+// turn. The terms of a row are rows of their own to the matmul (terms() * row and on), and their products are added.
 class ActivationBuffer {
   public:
-    // Room for `rows` of `cols`, in either form or both.
-    void resize(int rows, int cols, bool quantized, bool f32);
+    // Room for `rows` of `cols`, in either form or both. Drops the contents.
+    void resize(int rows, int cols, bool quantized, bool f32, int terms = 1);
     // Stores columns [begin, begin + n) of a row of `cols`; all are multiples of 32 where the int8 form is kept.
     void store(const VectorKernels& kernels, int cols, int row, int begin, const float* x, int n);
     Activations view(int cols) const;
+    int terms() const { return terms_; }
 
   private:
     bool quantized_ = false;
     bool f32_ = false;
+    int terms_ = 1;
     size_t quant_capacity_ = 0;
     size_t f32_capacity_ = 0;
     AlignedBytes q_, scale_, sum_, scaled_sum_, values_;
@@ -87,8 +92,8 @@ class Executor {
     // What a thread has to itself.
     struct Scratch {
         FloatBuffer hidden;  // of a single-token step
-        ActivationBuffer hidden_input, attention_input;
-        FloatBuffer row, attention_row, gate, up, key, query, partial, running, stats, kernel;
+        ActivationBuffer qkv_input, o_input, mlp_input;
+        FloatBuffer row, attention_row, gate, up, products, key, query, partial, running, stats, kernel;
         std::vector<int32_t> begin, end;
     };
 
@@ -103,8 +108,10 @@ class Executor {
     void embed(int row, float* x) const;
     void add_residual(int thread, const Norm& post_norm, const float* y, float* x);
     void store_normalized(int thread, const Norm& norm, const float* x, ActivationBuffer& out, int row);
-    void project(int thread, const std::vector<const PackedMatrix*>& matrices, const Activations& input, int rows,
-                 float* out, int64_t stride);
+    void project(int thread, const std::vector<const PackedMatrix*>& matrices, const ActivationBuffer& buffer, int cols,
+                 int rows, float* out, int64_t stride);
+    void multiply(int thread, const PackedMatrix& matrix, int begin, int end, const Activations& input, int terms,
+                  int rows, float* out, int64_t stride);
     void store_key_value(int thread, int index, int token, int kv_head);
     void load_query(const Layer& layer, int token, int kv_head, float* out) const;
     void attend_tile(int thread, int index, const AttentionTile& tile);
@@ -122,10 +129,9 @@ class Executor {
                        : hidden_.data() + static_cast<int64_t>(row) * model_.hidden_size;
     }
     float* projected_row(int row) const { return projected_.data() + static_cast<int64_t>(row) * model_.hidden_size; }
-    ActivationBuffer& hidden_input(int thread) { return single_ ? scratch_[thread].hidden_input : hidden_input_; }
-    ActivationBuffer& attention_input(int thread) {
-        return single_ ? scratch_[thread].attention_input : attention_input_;
-    }
+    ActivationBuffer& qkv_input(int thread) { return single_ ? scratch_[thread].qkv_input : qkv_input_; }
+    ActivationBuffer& o_input(int thread) { return single_ ? scratch_[thread].o_input : o_input_; }
+    ActivationBuffer& mlp_input(int thread) { return single_ ? scratch_[thread].mlp_input : mlp_input_; }
     // Calls fn(row) for every row. Where the step has a single token every thread does so for itself, else rows are
     // shared out and all wait for the last.
     template <class Fn>
@@ -147,7 +153,7 @@ class Executor {
 
     FloatBuffer hidden_, qkv_, attention_, projected_;
     FloatBuffer part_max_, part_sum_, part_out_;
-    ActivationBuffer hidden_input_, attention_input_, mlp_input_, output_input_;
+    ActivationBuffer qkv_input_, o_input_, mlp_input_, down_input_, head_input_;
     std::vector<Scratch> scratch_;
     std::atomic<bool> finite_{true};
 };

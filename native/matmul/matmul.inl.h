@@ -3,8 +3,8 @@
 //   load_nibbles, load_bytes, add_plane1, add_plane2, dot<bits>   (see matmul_avx512.cpp)
 // on top of simd.h.
 
-// How far ahead of a single row's stream memory is asked for, into L2: a line's way from memory takes longer than the
-// fill buffers of L1 can cover.
+// How far ahead of the stream of a few rows memory is asked for, into L2: a line's way from memory takes longer than
+// the fill buffers of L1 can cover.
 constexpr int kPrefetchBytes = 16384;
 
 template <WeightFormat format>
@@ -115,7 +115,7 @@ void matmul_tile(const uint8_t* panel, const Activations& input, int row, float*
     for (int block = 0; block < input.blocks(); block += L::blocks_per_super, super += L::super_bytes) {
         for (int j = 0; j < L::blocks_per_super; ++j, index += kRowGroup) {
             const uint8_t* bytes = super + L::header_bytes + j * L::block_bytes;
-            if constexpr (kRows == 1) {
+            if constexpr (kRows <= 2) {
                 PELLUCID_UNROLL
                 for (int line = 0; line < L::block_bytes; line += 64) {
                     __builtin_prefetch(bytes + line + kPrefetchBytes, 0, 2);
