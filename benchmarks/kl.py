@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--hf-python", help="Python of an environment with torch and transformers (default: the peer's)"
     )
     parser.add_argument("--backend", default="auto", help="Pellucid's backend (default: auto)")
-    parser.add_argument("--kv-cache-dtype", default="bf16", help="Pellucid's KV cache (default: bf16)")
+    parser.add_argument("--kv-cache-dtype", default="f16", help="Pellucid's KV cache (default: f16)")
     parser.add_argument("--text", default=str(Path(__file__).with_name("text.txt")))
     parser.add_argument("--max-tokens", type=int, default=1024, help="most tokens of the text to use (default: 1024)")
     parser.add_argument("--threads", type=int, default=2)

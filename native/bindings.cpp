@@ -44,7 +44,7 @@ KvType parse_kv_type(const std::string& name) {
     if (name == "f32") return KvType::kF32;
     if (name == "f16") return KvType::kF16;
     if (name == "bf16") return KvType::kBF16;
-    throw nb::value_error(("no KV cache type '" + name + "'; there are bf16, f16, f32").c_str());
+    throw nb::value_error(("no KV cache type '" + name + "'; there are f16, bf16, f32").c_str());
 }
 
 // One model with its threads and its KV cache. Calls are made by one thread at a time.

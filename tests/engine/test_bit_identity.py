@@ -38,7 +38,7 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def load(path: Path, name: Any, threads: int | None = None) -> Backend:
     with open_model(path) as model_file:
         try:
-            return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype="bf16")
+            return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype="f16")
         except BackendError as error:
             if "not installed" in error.message:
                 pytest.skip("the native core is not built")

@@ -80,9 +80,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--kv-cache-dtype",
-        default="bf16",
+        default="f16",
         metavar="DTYPE",
-        help="how the KV cache is stored: bf16, f16 or f32 (default: bf16)",
+        help="how the KV cache is stored: f16, bf16 or f32 (default: f16)",
     )
 
 

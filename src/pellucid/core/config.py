@@ -14,7 +14,7 @@ MAX_NUM_BATCHED_TOKENS = 2**20
 MAX_THREADS = 1024
 MAX_MEMORY = 2**63 - 1
 
-KVCacheDtype = Literal["bf16", "f16", "f32"]
+KVCacheDtype = Literal["f16", "bf16", "f32"]
 BackendName = Literal["auto", "cpu", "reference"]
 
 
@@ -46,7 +46,7 @@ class CacheConfig:
     enable_prefix_caching: keep full blocks for later prompts that begin alike.
     """
 
-    dtype: KVCacheDtype = "bf16"
+    dtype: KVCacheDtype = "f16"
     memory: int | None = None
     enable_prefix_caching: bool = True
 

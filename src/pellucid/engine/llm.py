@@ -68,7 +68,7 @@ class LLM:
         max_model_len: int | None = None,
         seed: int | None = None,
         backend: BackendName = "auto",
-        kv_cache_dtype: KVCacheDtype = "bf16",
+        kv_cache_dtype: KVCacheDtype = "f16",
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         kv_cache_memory: int | None = None,

@@ -24,13 +24,13 @@ ISA_VARIABLE = "PELLUCID_ISA"
 """Environment variable that forces an instruction set: amx, avx512, avx2 or portable."""
 
 
-def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: str = "bf16") -> CpuBackend:
+def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: str = "f16") -> CpuBackend:
     """Pack the weights of `model_file` and make them ready to run.
 
     Args:
         model_file: an open model; it may be closed afterwards.
         threads: all processors this process may use where None.
-        kv_cache_dtype: "bf16", "f16" or "f32".
+        kv_cache_dtype: "f16", "bf16" or "f32".
 
     Raises:
         ModelFileError: a weight is not finite.
@@ -58,7 +58,7 @@ class CpuBackend:
         weights: Iterable[tuple[str, WeightTensor]],
         *,
         threads: int | None = None,
-        kv_cache_dtype: str = "bf16",
+        kv_cache_dtype: str = "f16",
         isa: str | None = None,
     ) -> None:
         self.spec = spec
@@ -78,6 +78,7 @@ class CpuBackend:
         self.isa: str = self._model.isa
         self.threads: int = self._model.num_threads
         self.weight_bytes: int = self._model.weight_bytes
+        self._f16_kv_cache = kv_cache_dtype == "f16"
         self._logits = np.empty((0, spec.vocab_size), dtype=np.float32)
 
     def kv_bytes_per_block(self) -> int:
@@ -111,7 +112,10 @@ class CpuBackend:
         except (ValueError, MemoryError) as error:
             raise BackendError(f"the forward pass failed: {error}") from error
         if not finite:
-            raise BackendError("the model's logits are not finite: its weights or its activations have overflowed")
+            raise BackendError(
+                "the model's logits are not finite: its weights or its activations have overflowed"
+                + ("; keys and values may have left the range of f16: try kv_cache_dtype='bf16'" * self._f16_kv_cache)
+            )
         return ForwardOutput(logits)
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
