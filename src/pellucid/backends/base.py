@@ -34,7 +34,7 @@ class Backend(Protocol):
         ...
 
     def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
-        """Copy KV blocks, all layers; `pairs` is int32 [n, 2] of (source, destination)."""
+        """Copy KV blocks, all layers, in order; `pairs` is int32 [n, 2] of (source, destination)."""
         ...
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
@@ -46,7 +46,11 @@ class Backend(Protocol):
         ...
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
-        """Choose one token a row of `logits` (float32 [num_rows, vocab_size], left unchanged)."""
+        """Choose one token a row of `logits` (float32 [num_rows, vocab_size], finite or -inf, left unchanged).
+
+        Raises:
+            BackendError: a row holds NaN or +inf, or nothing but -inf.
+        """
         ...
 
     def close(self) -> None:

@@ -132,7 +132,7 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], *, add_special_tokens: bool = True, parse_special: bool = False
     ) -> list[list[int]]:
-        """`encode` of each text."""
+        """`encode` of each text; same arguments and errors."""
         return [self.encode(text, add_special_tokens=add_special_tokens, parse_special=parse_special) for text in texts]
 
     def prepare(self) -> None:

@@ -44,6 +44,12 @@ def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: s
 class CpuBackend:
     """Implements `backends.base.Backend`.
 
+    Args:
+        spec: the model.
+        weights: every tensor of `models.spec.tensor_shapes(spec)` by its canonical name.
+        threads, kv_cache_dtype: see `load`.
+        isa: the instruction set to use; None takes PELLUCID_ISA, else the best there is.
+
     Attributes:
         isa: the instruction set that was chosen.
         threads: threads a step runs on.

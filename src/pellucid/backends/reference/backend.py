@@ -44,8 +44,11 @@ class ReferenceBackend:
     Args:
         spec: the model.
         weights: every tensor of `models.spec.tensor_shapes(spec)` by its canonical name.
-        threads: see `load`.
-        kv_cache_dtype: see `load`.
+        threads, kv_cache_dtype: see `load`.
+
+    Raises:
+        ModelFileError: a weight is not finite.
+        InvalidRequestError: another `kv_cache_dtype`.
     """
 
     name = "reference"

@@ -48,13 +48,25 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, executor: Exec
 
 
 def rms_norm(x: Array, weight: Array, norm: NormSpec) -> Array:
-    """x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over the last axis."""
+    """x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over the last axis (Zhang & Sennrich, 2019).
+
+    Args:
+        x: float32 [..., n].
+        weight: float32 [n].
+
+    Returns:
+        float32 [..., n].
+    """
     mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
     return x / np.sqrt(mean_square + np.float32(norm.eps)) * (weight + np.float32(norm.weight_offset))
 
 
 def rope_angles(positions: NDArray[np.int32], rope: RopeSpec) -> tuple[Array, Array]:
-    """cos and sin of position * frequency, float32 [num_tokens, rotary_dim / 2] each."""
+    """cos and sin of position * frequency (Su et al., 2021), float32 [num_tokens, rotary_dim / 2] each.
+
+    Args:
+        positions: int32 [num_tokens], absolute.
+    """
     angles = positions.astype(np.float32)[:, None] * np.asarray(rope.inv_freq, np.float32)
     factor = np.float32(rope.attention_factor)
     return np.cos(angles) * factor, np.sin(angles) * factor
@@ -67,6 +79,9 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
         x: float32 [num_tokens, num_heads, head_dim].
         cos: float32 [num_tokens, h].
         sin: float32 [num_tokens, h].
+
+    Returns:
+        float32 [num_tokens, num_heads, head_dim].
     """
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -75,7 +90,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def activate(x: Array, activation: Activation) -> Array:
-    """silu(x) = x sigmoid(x), or the tanh form of gelu (Hendrycks & Gimpel, 2016)."""
+    """silu(x) = x sigmoid(x), or the tanh form of gelu (Hendrycks & Gimpel, 2016), element by element; float32."""
     y: Array
     if activation == "silu":
         with np.errstate(over="ignore"):  # exp(-x) = inf for x far below zero gives the right limit, -0
