@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pellucid.core.errors import ModelFileError, ModelNotFoundError, PellucidErr
 from pellucid.quant.formats import BlockFormat, dequantize, row_bytes
 from pellucid.weights import catalog, gguf
 from pellucid.weights.gguf import GGUFFile
+from tests.support.counting import count_steps
 from tests.support.gguf_writer import encode, gguf_bytes, write_gguf
 
 METADATA = {
@@ -169,19 +169,18 @@ def test_release_drops_the_pages_and_keeps_the_data(tmp_path):
             file.release(encode(megabyte))
 
 
-def test_opens_a_large_vocabulary_quickly(tmp_path):
-    count = 262_144
+def test_opens_a_large_vocabulary_in_a_few_steps_a_token(tmp_path):
+    count = 20_000
     metadata = {
         "tokens": [f"token {index}" for index in range(count)],
         "scores": np.zeros(count, np.float32),
         "types": np.ones(count, np.int32),
     }
     path = write_gguf(tmp_path / "vocab.gguf", metadata)
-    start = time.perf_counter()
-    with GGUFFile.open(path) as file:
-        seconds = time.perf_counter() - start
+    files: list[GGUFFile] = []
+    assert count_steps(lambda: files.append(GGUFFile.open(path))) < 10 * count
+    with files[0] as file:
         assert file.metadata["tokens"][-1] == f"token {count - 1}"
-    assert seconds < 0.5
 
 
 HOSTILE = {
@@ -349,9 +348,7 @@ def assert_equals_oracle(file: GGUFFile) -> None:
 def test_a_real_file_equals_the_gguf_package(entry):
     if not catalog.is_cached(entry):
         pytest.skip(f"{entry.name} is not in the cache: pellucid pull {entry.name}")
-    start = time.perf_counter()
     with GGUFFile.open(catalog.cached_path(entry)) as file:
-        assert time.perf_counter() - start < 0.5
         assert_equals_oracle(file)
         for tensor in file.tensors.values():
             rows = tensor.data[:64]
