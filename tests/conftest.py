@@ -1,3 +1,5 @@
+"""Settings of the property tests."""
+
 from hypothesis import HealthCheck, settings
 
 # Neither a deadline nor a verdict on slow data: a busy machine fails no test.
