@@ -23,6 +23,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -42,6 +43,7 @@ ZIGLANG = "ziglang>=0.15"
 CMAKE = "cmake>=3.21"
 NINJA = "ninja>=1.10"
 LOG_TAIL_LINES = 25
+PROGRESS = re.compile(r"\[\d+/\d+\] |-- ")  # a step of Ninja's, a remark of CMake's
 
 ConfigSettings = dict[str, str | list[str]] | None
 
@@ -291,6 +293,8 @@ def build_in_place() -> None:
 def _compile(purpose: str, targets: Sequence[str] = ("all",), **options: str) -> Path:
     """Compile the core in a folder under `build/` that is kept for the next time, and return the folder."""
     compiler = find_compiler()
+    if not compiler.command:
+        print("with the ziglang package's compiler; its first use builds the C++ library, a matter of minutes", flush=True)
     folder = ROOT / "build" / f"{purpose}-{sys.implementation.cache_tag}-{compiler.name}"
     definitions = {
         "CMAKE_BUILD_TYPE": "Release",
@@ -329,11 +333,20 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
         errors="replace",
     )
     assert process.stdout is not None
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in process.stdout:
-        print(line, end="", flush=True)
         tail.append(line)
+        _show(line, columns)
+    _show("", columns)
     if process.wait() != 0:
         raise NativeBuildError("compiling it failed.", "".join(tail))
+
+
+def _show(line: str, columns: int) -> None:
+    """Print a line of a build; on a terminal, `columns` wide, each step takes the place of the last."""
+    if columns and PROGRESS.match(line):
+        line = line.rstrip()[: columns - 1]
+    print(("\r\033[K" if columns else "") + line, end="", flush=True)
 
 
 def _failure_record(error: NativeBuildError) -> str:

@@ -120,6 +120,17 @@ def test_a_failed_build_reports_its_end(capfd: pytest.CaptureFixture[str]) -> No
     assert "line 1\n" in capfd.readouterr().out
 
 
+def test_on_a_terminal_steps_share_a_line_and_the_rest_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["-- Found Python\n", f"[1/2] Building {'x' * 99}\n", "a.cpp:1: warning: unused\n", "[2/2] Linking\n", ""]
+    for line in lines:
+        pellucid_build._show(line, 20)
+    screen = [part for part in capsys.readouterr().out.split("\r\033[K") if part]
+    assert screen == ["-- Found Python", "[1/2] Building xxxx", "a.cpp:1: warning: unused\n", "[2/2] Linking"]
+    for line in lines:
+        pellucid_build._show(line, 0)
+    assert capsys.readouterr().out == "".join(lines)
+
+
 def test_a_failed_wheel_build_gives_a_pure_wheel_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
