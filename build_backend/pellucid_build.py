@@ -294,7 +294,7 @@ def _compile(purpose: str, targets: Sequence[str] = ("all",), **options: str) ->
     """Compile the core in a folder under `build/` that is kept for the next time, and return the folder."""
     compiler = find_compiler()
     if not compiler.command:
-        print("with the ziglang package's compiler; its first use builds the C++ library, a matter of minutes", flush=True)
+        print("with the ziglang package's compiler; its first use builds a C++ library, for minutes", flush=True)
     folder = ROOT / "build" / f"{purpose}-{sys.implementation.cache_tag}-{compiler.name}"
     definitions = {
         "CMAKE_BUILD_TYPE": "Release",
