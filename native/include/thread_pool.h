@@ -1,7 +1,7 @@
 // A team of persistent threads: the caller and its workers run one function together, meeting at barriers.
 //
-// Inside a run threads wait by spinning for a bounded time and then sleep; between runs workers spin at most 50 us and
-// then sleep, so an idle engine uses no processor. Every thread of a run works with the same floating-point state:
+// Inside a run threads wait by spinning for a bounded time and then sleep; between runs workers spin at most 0.3 ms
+// and then sleep, so an idle engine uses no processor. Every thread of a run works with the same floating-point state:
 // round to nearest, subnormals flushed to zero; the caller's own is restored.
 #pragma once
 

@@ -11,7 +11,8 @@ namespace pellucid {
 namespace {
 
 constexpr auto kSpinInRun = std::chrono::microseconds(200);
-constexpr auto kSpinBetweenRuns = std::chrono::microseconds(50);
+// A decode step follows the one before within some 160 us (sampling, scheduling); waking a sleeper takes about 100.
+constexpr auto kSpinBetweenRuns = std::chrono::microseconds(300);
 constexpr int kPausesPerClockRead = 64;
 
 void pause() {
