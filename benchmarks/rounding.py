@@ -1,7 +1,7 @@
 """Where rounding activations to int8 costs accuracy: mean KL to f32 with the inputs of one kind of matrix rounded.
 
-Runs the reference executor, whose weights are the file's own and whose arithmetic is f32, and rounds inputs as the native
-core does: blocks of 32, symmetric int8, in one or two terms (docs/kernels.md).
+Runs the reference executor, whose weights are the file's own and whose arithmetic is f32, and rounds inputs as the
+native core does: blocks of 32, symmetric int8, in one or two terms (docs/kernels.md).
 
 usage: rounding.py FILE.gguf [--text FILE] [--max-tokens 200]
 """
