@@ -1,8 +1,11 @@
 // A team of persistent threads: the caller and its workers run one function together, meeting at barriers.
 //
 // Inside a run threads wait by spinning for a bounded time and then sleep; between runs workers spin at most 0.3 ms
-// and then sleep, so an idle engine uses no processor. Every thread of a run works with the same floating-point state:
-// round to nearest, subnormals flushed to zero; the caller's own is restored.
+// and then sleep, so an idle engine uses no processor. Where there are more threads than processors nobody spins:
+// whoever is waited for may need the processor. Every thread of a run works with the same floating-point state: round to
+// nearest, subnormals flushed to zero; the caller's own is restored.
+//
+// Workers do not survive a fork. A child process starts its own with its first run.
 #pragma once
 
 #include <atomic>
@@ -23,7 +26,8 @@ class ThreadPool {
     int num_threads() const { return num_threads_; }
 
     // Runs fn(thread) for thread = 0 .. num_threads - 1, the caller being 0, and returns when all are done. `fn` must
-    // not throw and every thread must meet the same barriers and loops in the same order.
+    // not throw and every thread must meet the same barriers and loops in the same order. Throws std::system_error
+    // where this is the first run after a fork and threads cannot be started.
     template <class Fn>
     void run(Fn& fn) {
         run_erased([](void* context, int thread) { (*static_cast<Fn*>(context))(thread); }, &fn);
@@ -69,10 +73,15 @@ class ThreadPool {
     static constexpr uint32_t kCounterSets = 4;
 
     void run_erased(Task task, void* context);
+    void start();
+    void stop();
+    void abandon_workers();
     void worker(int thread);
     Counter* take_counters(int thread);
 
     const int num_threads_;
+    const bool spins_;
+    int64_t process_ = 0;  // whose threads the workers are
     std::vector<std::thread> workers_;
     std::unique_ptr<ThreadState[]> states_;
     std::unique_ptr<Counter[]> counters_;  // [kCounterSets][num_threads]

@@ -1,7 +1,15 @@
 #include "thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
+#include <utility>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -23,8 +31,28 @@ void pause() {
 #endif
 }
 
+int64_t current_process() {
+#if __has_include(<unistd.h>)
+    return getpid();
+#else
+    return 1;
+#endif
+}
+
+int usable_processors() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());  // 0: not known
+}
+
 // Waits until `value` is no longer `old`: spins up to `limit`, then sleeps.
-void wait_while_equal(const std::atomic<uint32_t>& value, uint32_t old, std::chrono::microseconds limit) {
+void wait_while_equal(const std::atomic<uint32_t>& value, uint32_t old, bool spins, std::chrono::microseconds limit) {
+    if (!spins) {
+        value.wait(old, std::memory_order_acquire);
+        return;
+    }
     for (int i = 0; i < kPausesPerClockRead; ++i) {
         if (value.load(std::memory_order_acquire) != old) return;
         pause();
@@ -58,31 +86,56 @@ class FloatState {
 
 ThreadPool::ThreadPool(int num_threads)
     : num_threads_(num_threads),
+      spins_(num_threads <= std::max(usable_processors(), 1)),
       states_(new ThreadState[num_threads]),
       counters_(new Counter[kCounterSets * num_threads]) {
-    try {
-        for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
-    } catch (...) {
-        stopping_ = true;
-        generation_.fetch_add(1, std::memory_order_release);
-        generation_.notify_all();
-        for (std::thread& thread : workers_) thread.join();
-        throw;
-    }
+    start();
 }
 
 ThreadPool::~ThreadPool() {
+    if (process_ == current_process()) {
+        stop();
+    } else {
+        abandon_workers();
+    }
+}
+
+void ThreadPool::start() {
+    stopping_ = false;
+    arrived_ = 0;
+    sense_ = 0;
+    generation_ = 0;
+    for (int thread = 0; thread < num_threads_; ++thread) states_[thread] = {};
+    for (uint32_t i = 0; i < kCounterSets * num_threads_; ++i) counters_[i].value = 0;
+    try {
+        for (int thread = 1; thread < num_threads_; ++thread) workers_.emplace_back([this, thread] { worker(thread); });
+    } catch (...) {
+        stop();
+        throw;
+    }
+    process_ = current_process();
+}
+
+void ThreadPool::stop() {
     stopping_ = true;
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     for (std::thread& thread : workers_) thread.join();
+    workers_.clear();
 }
+
+// In a forked child: handles of threads that are not there can be neither joined nor detached, so they are leaked.
+void ThreadPool::abandon_workers() { new std::vector<std::thread>(std::exchange(workers_, {})); }
 
 void ThreadPool::run_erased(Task task, void* context) {
     FloatState state;
     if (num_threads_ == 1) {
         task(context, 0);
         return;
+    }
+    if (process_ != current_process()) {
+        abandon_workers();
+        start();
     }
     task_ = task;
     context_ = context;
@@ -96,7 +149,7 @@ void ThreadPool::worker(int thread) {
     FloatState state;
     uint32_t seen = 0;
     for (;;) {
-        wait_while_equal(generation_, seen, kSpinBetweenRuns);
+        wait_while_equal(generation_, seen, spins_, kSpinBetweenRuns);
         ++seen;
         if (stopping_) return;
         task_(context_, thread);
@@ -112,7 +165,7 @@ void ThreadPool::barrier(int thread) {
         sense_.store(sense + 1, std::memory_order_release);
         sense_.notify_all();
     } else {
-        wait_while_equal(sense_, sense, kSpinInRun);
+        wait_while_equal(sense_, sense, spins_, kSpinInRun);
     }
 }
 
