@@ -35,11 +35,14 @@ struct Forms {
 void RopeTable::extend(int count) {
     if (count <= positions() || half() == 0) return;
     const int first = positions();
-    const int last = std::max(count, 2 * first);
     const size_t columns = inv_freq.size();
+    const size_t last = std::max<size_t>(count, size_t{2} * first);
+    // Both or neither: positions() counts the cosines.
+    cos.reserve(last * columns);
+    sin.reserve(last * columns);
     cos.resize(last * columns);
     sin.resize(last * columns);
-    for (int position = first; position < last; ++position) {
+    for (size_t position = first; position < last; ++position) {
         for (size_t i = 0; i < columns; ++i) {
             const float angle = static_cast<float>(position) * inv_freq[i];
             cos[position * columns + i] = static_cast<float>(std::cos(static_cast<double>(angle))) * attention_factor;
@@ -60,7 +63,7 @@ void ActivationBuffer::resize(int rows, int cols, bool quantized, bool f32, int 
     quantized_ = quantized;
     f32_ = f32;
     terms_ = terms;
-    const size_t padded_rows = static_cast<size_t>(rows * terms + kRowGroup - 1) / kRowGroup * kRowGroup;
+    const size_t padded_rows = (static_cast<size_t>(rows) * terms + kRowGroup - 1) / kRowGroup * kRowGroup;
     const size_t size = padded_rows * cols;
     const size_t blocks = size / kQuantBlockSize;
     if (quantized && size > quant_capacity_) {
@@ -206,7 +209,7 @@ void Executor::prepare(const Batch& batch) {
         scratch.o_input.resize(1, max_query_size, o.quantized, o.f32, kOutputTerms);
         scratch.mlp_input.resize(1, hidden_size, mlp.quantized, mlp.f32, kGateUpTerms);
         scratch.row.reserve(hidden_size);
-        scratch.attention_row.reserve(max_query_size);
+        scratch.attention_row.reserve(std::max(max_query_size, hidden_size));
         scratch.gate.reserve(tokens * kChunkPanels * kPanelRows);
         scratch.up.reserve(tokens * kChunkPanels * kPanelRows);
         scratch.products.reserve(scratch_rows * kChunkPanels * kPanelRows);
@@ -314,7 +317,7 @@ void Executor::store_normalized(int thread, const Norm& norm, const float* x, Ac
 }
 
 // out[row] = the products with each matrix side by side.
-void Executor::project(int thread, const std::vector<const PackedMatrix*>& matrices, const ActivationBuffer& buffer,
+void Executor::project(int thread, std::initializer_list<const PackedMatrix*> matrices, const ActivationBuffer& buffer,
                        int cols, int rows, float* out, int64_t stride) {
     const Activations input = buffer.view(cols);
     int total = 0;
@@ -564,7 +567,7 @@ void Executor::compute_logits(int thread, float* logits) {
     pool_.parallel_for(thread, rows, 1, [&](int begin, int end) {
         for (int row = begin; row < end; ++row) {
             const int token = batch_.logits_rows[row];
-            float* x = scratch_[thread].attention_row.reserve(model_.hidden_size);
+            float* x = scratch_[thread].attention_row.data();
             std::memcpy(x, hidden_row(thread, token), model_.hidden_size * sizeof(float));
             add_residual(thread, model_.layers.back().post_mlp_norm, projected_row(token), x);
             store_normalized(thread, model_.final_norm, x, head_input_, row);

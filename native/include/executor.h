@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <initializer_list>
 #include <memory>
 #include <vector>
 
@@ -97,6 +98,7 @@ class Executor {
         std::vector<int32_t> begin, end;
     };
 
+    // Everything that a step allocates is allocated here: nothing may throw once the threads run.
     void prepare(const Batch& batch);
     AttentionPlan plan_attention(const Layer& layer) const;
     void step(int thread, float* logits);
@@ -108,8 +110,8 @@ class Executor {
     void embed(int row, float* x) const;
     void add_residual(int thread, const Norm& post_norm, const float* y, float* x);
     void store_normalized(int thread, const Norm& norm, const float* x, ActivationBuffer& out, int row);
-    void project(int thread, const std::vector<const PackedMatrix*>& matrices, const ActivationBuffer& buffer, int cols,
-                 int rows, float* out, int64_t stride);
+    void project(int thread, std::initializer_list<const PackedMatrix*> matrices, const ActivationBuffer& buffer,
+                 int cols, int rows, float* out, int64_t stride);
     void multiply(int thread, const PackedMatrix& matrix, int begin, int end, const Activations& input, int terms,
                   int rows, float* out, int64_t stride);
     void store_key_value(int thread, int index, int token, int kv_head);

@@ -411,9 +411,10 @@ uint8_t* Arena::allocate(size_t bytes) {
     constexpr size_t kChunk = size_t{32} << 20;
     const size_t rounded = (bytes + 63) / 64 * 64;
     if (used_ + rounded > capacity_) {
-        capacity_ = std::max(kChunk, rounded);
+        const size_t size = std::max(kChunk, rounded);
+        chunks_.push_back(allocate_aligned(size));
+        capacity_ = size;
         used_ = 0;
-        chunks_.push_back(allocate_aligned(capacity_));
     }
     uint8_t* p = chunks_.back().get() + used_;
     used_ += rounded;
