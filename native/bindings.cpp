@@ -178,6 +178,7 @@ class NativeModel {
             const int begin = batch.cu_seqlens[seq];
             const int end = batch.cu_seqlens[seq + 1];
             require(begin < end, "every sequence of a batch has at least one new token");
+            require(end <= batch.num_tokens, "cu_seqlens does not cover the tokens");
             const int first = batch.kv_lens[seq] - (end - begin);
             require(first >= 0 && (batch.kv_lens[seq] - 1) / kKvBlockSize < batch.max_blocks,
                     "kv_lens does not fit the new tokens and the block table");
@@ -222,6 +223,9 @@ class NativeModel {
             layer.num_heads = get<int>(fields, "num_attention_heads");
             layer.num_kv_heads = get<int>(fields, "num_key_value_heads");
             layer.head_dim = get<int>(fields, "head_dim");
+            require(layer.head_dim > 0 && layer.head_dim <= kMaxHeadDim && layer.head_dim % 2 == 0,
+                    "head_dim " + std::to_string(layer.head_dim) + " is not even and at most " +
+                        std::to_string(kMaxHeadDim));
             layer.scale = get<float>(fields, "scale");
             layer.sliding_window = get<int>(fields, "sliding_window");
             layer.rope = get<int>(fields, "rope");
@@ -299,6 +303,8 @@ std::vector<std::string> instruction_sets() {
 
 NB_MODULE(_native, module) {
     using pellucid::NativeModel;
+    // A model that a daemon thread or a module still holds when Python ends is no leak to tell a user of.
+    nb::set_leak_warnings(false);
     nb::class_<NativeModel>(module, "Model")
         .def(nb::init<const nb::dict&, int, const std::string&, const std::optional<std::string>&>(), nb::arg("spec"),
              nb::arg("threads"), nb::arg("kv_cache_dtype"), nb::arg("isa") = nb::none())
@@ -312,6 +318,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("weight_bytes", &NativeModel::weight_bytes)
         .def_prop_ro("num_threads", &NativeModel::num_threads)
         .def_prop_ro("isa", &NativeModel::isa);
+    module.attr("MAX_HEAD_DIM") = pellucid::kMaxHeadDim;
     module.def("instruction_sets", &pellucid::instruction_sets,
                "Instruction sets of this machine that the core has kernels for, the best first.");
     module.def("cpu_features", &pellucid::cpu_features, "Processor features that the choice of kernels rests on.");

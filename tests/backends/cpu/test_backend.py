@@ -10,7 +10,7 @@ import pytest
 
 from pellucid.backends.base import Backend
 from pellucid.backends.reference.backend import ReferenceBackend
-from pellucid.core.errors import BackendError, InvalidRequestError, ModelFileError
+from pellucid.core.errors import BackendError, InvalidRequestError, ModelFileError, UnsupportedModelError
 from pellucid.models.spec import tensor_shapes
 from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
@@ -222,6 +222,11 @@ def test_bad_batches_are_refused(folder: Path) -> None:
     ):
         with pytest.raises(BackendError, match=message):
             backend.forward(make_batch(pieces, rows))
+    batch = make_batch([([1], 0, [0]), ([2], 0, [1])])
+    batch.cu_seqlens[1] = 60
+    batch.kv_lens[0] = 60
+    with pytest.raises(BackendError, match="cu_seqlens does not cover"):
+        backend.forward(batch)
     with pytest.raises(ValueError, match="KV block 9"):
         backend.copy_blocks(np.array([[0, 9]], np.int32))
 
@@ -243,6 +248,37 @@ def test_weights_and_options_are_checked(folder: Path, monkeypatch: pytest.Monke
         load(path)
     monkeypatch.setenv(cpu.ISA_VARIABLE, "portable")
     assert load(path).isa == "portable"
+
+
+def test_heads_beyond_the_kernels_buffers_are_refused(folder: Path) -> None:
+    for head_dim in (native.MAX_HEAD_DIM, native.MAX_HEAD_DIM + 2):
+        path = folder / f"head_dim_{head_dim}.gguf"
+        sizes = {"llama.attention.key_length": head_dim, "llama.attention.value_length": head_dim}
+        write_tiny_model(path, "llama", metadata={**sizes, "llama.rope.dimension_count": head_dim})
+        if head_dim <= native.MAX_HEAD_DIM:
+            assert np.isfinite(all_logits(load(path), TOKENS[:70])).all()
+        else:
+            with pytest.raises(UnsupportedModelError, match=f"layer 0 has head_dim {head_dim}.* up to 512"):
+                load(path)
+
+
+def test_a_step_that_does_not_fit_in_memory_is_an_error(folder: Path) -> None:
+    backend = load(model_file(folder, "llama"))
+    backend.allocate_kv_cache(1)
+    wanted = backend.forward(make_batch([([1, 2], 0, [0])])).logits.copy()
+
+    class TooLarge:
+        def __init__(self, model: Any) -> None:
+            self._model = model
+
+        def forward(self, *_: object) -> bool:
+            raise MemoryError("std::bad_alloc")
+
+    model, backend._model = backend._model, TooLarge(backend._model)  # type: ignore[assignment]
+    with pytest.raises(BackendError, match="not enough memory for a step of 2 tokens"):
+        backend.forward(make_batch([([1, 2], 0, [0])]))
+    backend._model = model
+    assert np.array_equal(backend.forward(make_batch([([1, 2], 0, [0])])).logits, wanted)
 
 
 def test_logits_that_are_not_finite_are_an_error(folder: Path) -> None:

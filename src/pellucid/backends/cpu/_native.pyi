@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_HEAD_DIM: int
+
 class Model:
     def __init__(
         self, spec: Mapping[str, object], threads: int, kv_cache_dtype: str, isa: str | None = None

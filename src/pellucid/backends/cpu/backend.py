@@ -68,6 +68,13 @@ class CpuBackend:
         isa: str | None = None,
     ) -> None:
         self.spec = spec
+        for index, layer in enumerate(spec.layers):
+            if layer.attention.head_dim > _native.MAX_HEAD_DIM:
+                raise UnsupportedModelError(
+                    f"layer {index} has head_dim {layer.attention.head_dim}; the native core goes up to "
+                    f"{_native.MAX_HEAD_DIM}: use the reference backend",
+                    param="head_dim",
+                )
         num_threads = threads or usable_processors()
         try:
             self._model: _native.Model | None = _native.Model(
@@ -102,10 +109,10 @@ class CpuBackend:
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         rows = batch.logits_rows.shape[0]
-        if self._logits.shape[0] < rows:
-            self._logits = np.empty((rows, self.spec.vocab_size), dtype=np.float32)
-        logits = self._logits[:rows]
         try:
+            if self._logits.shape[0] < rows:
+                self._logits = np.empty((rows, self.spec.vocab_size), dtype=np.float32)
+            logits = self._logits[:rows]
             finite = self._open().forward(
                 batch.input_ids,
                 batch.positions,
@@ -115,7 +122,9 @@ class CpuBackend:
                 batch.logits_rows,
                 logits,
             )
-        except (ValueError, MemoryError) as error:
+        except MemoryError as error:
+            raise BackendError(f"not enough memory for a step of {batch.num_tokens} tokens") from error
+        except (ValueError, RuntimeError) as error:
             raise BackendError(f"the forward pass failed: {error}") from error
         if not finite:
             raise BackendError(
