@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,38 @@ def test_a_norm_that_is_not_finite_is_refused(tmp_path: Path) -> None:
         pytest.raises(ModelFileError, match=r"blk\.1\.ffn_norm\.weight \(F32\) holds NaN or infinite"),
     ):
         list(model_file.weights())
+
+
+@pytest.mark.parametrize("change", ["cut", "overwritten", "appended"])
+@pytest.mark.parametrize("when", [0, 3, len(tensor_shapes(tiny_spec(LLAMA)))])
+def test_a_file_that_is_written_to_while_it_loads_is_an_error(tmp_path: Path, change: str, when: int) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", "llama")
+    os.utime(path, ns=(0, 0))
+    with open_model(path) as model_file:
+        weights = model_file.weights()
+        for _ in range(when):
+            next(weights)
+        if change == "cut":
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            with path.open("r+b" if change == "overwritten" else "ab") as file:
+                file.write(b"GGUF")
+        with pytest.raises(ModelFileError, match=r"model\.gguf was changed while it was being read"):
+            next(weights)
+
+
+def test_a_file_that_is_replaced_or_removed_while_it_loads_is_read_to_its_end(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", "llama")
+    other = write_tiny_model(tmp_path / "other.gguf", "llama", seed=1)
+    with open_model(path) as model_file:
+        wanted = {name: tensor.data.copy() for name, tensor in model_file.weights()}
+        weights = model_file.weights()
+        found = dict([next(weights)])
+        os.replace(other, path)
+        found |= dict([next(weights)])
+        path.unlink()
+        found |= dict(weights)
+        assert all(np.array_equal(found[name].data, data) for name, data in wanted.items())
 
 
 def test_files_that_are_no_supported_model_are_refused(tmp_path: Path) -> None:

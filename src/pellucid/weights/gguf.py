@@ -101,12 +101,14 @@ class GGUFFile:
         metadata: dict[str, object],
         tensors: dict[str, WeightTensor],
         mapping: mmap.mmap,
+        status: os.stat_result,
     ) -> None:
         self.path = path
         self.version = version
         self.metadata = metadata
         self.tensors = tensors
         self._mapping = mapping
+        self._status = status
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
@@ -118,9 +120,9 @@ class GGUFFile:
             UnsupportedModelError: big-endian, another version, one part of several, a tensor type without a codec.
         """
         path = Path(path)
-        mapping = _map(path)
+        mapping, status = _map(path)
         try:
-            return cls(path, *_parse(path, mapping), mapping)
+            return cls(path, *_parse(path, mapping), mapping, status)
         except BaseException:
             _unmap(mapping)
             raise
@@ -137,6 +139,23 @@ class GGUFFile:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def require_unchanged(self) -> None:
+        """Check that nobody has written to the file, or cut it short, since it was opened. Putting another file in its
+        place is no change: the one that is open stays as it is.
+
+        Raises:
+            ModelFileError: what was read from it may be of two files; reading on might crash.
+        """
+        changed = self._mapping.size() != len(self._mapping)
+        try:
+            now = self.path.stat()
+        except OSError:  # moved away
+            now = self._status
+        if os.path.samestat(now, self._status):
+            changed |= now.st_mtime_ns != self._status.st_mtime_ns
+        if changed:
+            raise ModelFileError(f"{self.path} was changed while it was being read: try again", param="path")
 
     def release(self, tensor: WeightTensor) -> None:
         """Takes a consumed tensor's pages out of resident memory, where the platform can; reading it again works.
@@ -160,7 +179,7 @@ def _address(array: NDArray[np.uint8]) -> int:
     return int(array.ctypes.data)
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path) -> tuple[mmap.mmap, os.stat_result]:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -168,7 +187,8 @@ def _map(path: Path) -> mmap.mmap:
         if status.st_size < len(_MAGIC):
             raise ModelFileError(f"{path} has {status.st_size} bytes: too short for a GGUF file", param="magic")
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            status = os.fstat(file.fileno())
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), status
     except FileNotFoundError:
         raise ModelNotFoundError(f"no such file: {path}", param="path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or the file shrank to nothing

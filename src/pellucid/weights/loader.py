@@ -45,9 +45,10 @@ class ModelFile:
         (`require_finite`, or `quant.formats.is_finite`). Vectors are checked here.
 
         Raises:
-            ModelFileError: a vector holds NaN or infinity.
+            ModelFileError: a vector holds NaN or infinity, or the file has changed since it was opened.
         """
         for name, source in self._tensor_sources.items():
+            self._source.require_unchanged()
             tensor = self._source.tensors[source.name]
             if len(tensor.shape) == 1:
                 require_finite(source.name, tensor)
@@ -56,6 +57,7 @@ class ModelFile:
             else:
                 yield name, tensor
             self._source.release(tensor)
+        self._source.require_unchanged()
 
     def close(self) -> None:
         """Unmap the file; tensors still held elsewhere stay valid."""
