@@ -33,6 +33,7 @@ from pellucid.engine.interrupts import DeferInterrupt
 from pellucid.engine.llm_engine import LLMEngine, Prompt
 from pellucid.engine.output_processor import StepOutput
 from pellucid.engine.progress import GenerateProgress
+from pellucid.engine.step_guard import guard_steps
 from pellucid.estimate.memory import decide_kv_capacity, free_memory
 from pellucid.models.spec import ModelSpec
 from pellucid.tokenizer.tokenizer import Tokenizer
@@ -48,7 +49,8 @@ Inbox: TypeAlias = deque[TokenOutput | RequestOutput]
 
 
 class LLM:
-    """One model, loaded. A context manager; safe to use from several threads, whose requests then share the batch.
+    """One model, loaded. A context manager; safe to use from several threads, whose requests then share the batch, and
+    in a forked child, which shares the weights and has the requests, KV cache and threads to itself from then on.
 
     Attributes:
         config: what was asked for.
@@ -126,6 +128,7 @@ class LLM:
                 self._backend.close()
                 raise
         self._lock = threading.RLock()
+        guard_steps(self._lock)
         self._inboxes: dict[str, tuple[Inbox, bool]] = {}  # where replies go, and whether they are streamed
         self._dropped: deque[str] = deque()  # streams that nobody holds any more
         self._num_requests = 0
