@@ -2,8 +2,8 @@
 //
 // Inside a run threads wait by spinning for a bounded time and then sleep; between runs workers spin at most 0.3 ms
 // and then sleep, so an idle engine uses no processor. Where there are more threads than processors nobody spins:
-// whoever is waited for may need the processor. Every thread of a run works with the same floating-point state: round to
-// nearest, subnormals flushed to zero; the caller's own is restored.
+// whoever is waited for may need the processor. Every thread of a run works with the same floating-point state: round
+// to nearest, subnormals flushed to zero; the caller's own is restored.
 //
 // Workers do not survive a fork. A child process starts its own with its first run.
 #pragma once
