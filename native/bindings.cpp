@@ -59,27 +59,43 @@ class NativeModel {
         executor_ = std::make_unique<Executor>(model_, *kv_cache_, pool_, isa_);
     }
 
-    // Packs a matrix; false where it holds a scale or weight that is not finite.
-    bool set_matrix(const std::string& name, int format, int rows, int cols, const Matrix<uint8_t>& data) {
+    // Takes memory for a matrix; its rows come by pack_rows.
+    void allocate_matrix(const std::string& name, int format, int rows, int cols) {
         require(is_supported(format), "tensor type " + std::to_string(format) + " is not supported");
         PackedMatrix& matrix = *find(matrices_, name);
         matrix.format = static_cast<WeightFormat>(format);
-        require(cols % source_block_size(matrix.format) == 0 && static_cast<int64_t>(data.shape(0)) == rows &&
-                    data.shape(1) == source_row_bytes(matrix.format, cols),
-                name + ": the data does not have the size of its shape");
+        require(rows > 0 && cols > 0 && cols % source_block_size(matrix.format) == 0,
+                name + ": rows of " + std::to_string(cols) + " columns are not whole blocks");
         matrix.rows = rows;
         matrix.cols = cols;
         matrix.panel_bytes = packed_panel_bytes(matrix.format, cols);
         matrix.data = model_.arena.allocate(matrix.bytes());
+        packed_rows_[name] = 0;
+    }
+
+    // Packs the next rows of a matrix, whole panels except at its end; false where one holds a scale or weight that is
+    // not finite.
+    bool pack_rows(const std::string& name, const Matrix<uint8_t>& data) {
+        PackedMatrix& matrix = *find(matrices_, name);
+        int& first = packed_rows_[name];
+        const int64_t last = first + static_cast<int64_t>(data.shape(0));
+        require(matrix.data != nullptr, name + " has no memory yet");
+        require(last <= matrix.rows && (last % kPanelRows == 0 || last == matrix.rows) &&
+                    data.shape(1) == source_row_bytes(matrix.format, matrix.cols),
+                name + ": the data does not have the size of its shape");
+        PackedMatrix part = matrix;
+        part.rows = static_cast<int>(last) - first;
+        part.data += static_cast<size_t>(first / kPanelRows) * matrix.panel_bytes;
         std::atomic<bool> finite{true};
         const uint8_t* source = data.data();
         auto work = [&](int thread) {
-            pool_.parallel_for(thread, matrix.panels(), 8, [&](int begin, int end) {
-                if (!pack_panels(matrix, source, begin, end)) finite = false;
+            pool_.parallel_for(thread, part.panels(), 8, [&](int begin, int end) {
+                if (!pack_panels(part, source, begin, end)) finite = false;
             });
         };
         nb::gil_scoped_release release;
         pool_.run(work);
+        first = static_cast<int>(last);
         return finite;
     }
 
@@ -94,6 +110,7 @@ class NativeModel {
             const auto [rows, cols] = shapes_.at(name);
             require(matrix->data != nullptr, name + " is missing");
             require(matrix->rows == rows && matrix->cols == cols, name + " has the wrong shape");
+            require(packed_rows_.at(name) == rows, name + " is not whole");
         }
         for (const auto& [name, vector] : vectors_) {
             require(static_cast<int>(vector->size()) == shapes_.at(name).first, name + " is missing or of wrong size");
@@ -286,6 +303,7 @@ class NativeModel {
     Model model_;
     std::map<std::string, std::pair<int, int>> shapes_;
     std::map<std::string, PackedMatrix*> matrices_;
+    std::map<std::string, int> packed_rows_;
     std::map<std::string, std::vector<float>*> vectors_;
     std::unique_ptr<KvCache> kv_cache_;
     std::unique_ptr<Executor> executor_;
@@ -308,7 +326,8 @@ NB_MODULE(_native, module) {
     nb::class_<NativeModel>(module, "Model")
         .def(nb::init<const nb::dict&, int, const std::string&, const std::optional<std::string>&>(), nb::arg("spec"),
              nb::arg("threads"), nb::arg("kv_cache_dtype"), nb::arg("isa") = nb::none())
-        .def("set_matrix", &NativeModel::set_matrix)
+        .def("allocate_matrix", &NativeModel::allocate_matrix)
+        .def("pack_rows", &NativeModel::pack_rows)
         .def("set_vector", &NativeModel::set_vector)
         .def("finish", &NativeModel::finish)
         .def("allocate_kv_cache", &NativeModel::allocate_kv_cache)

@@ -157,22 +157,27 @@ class GGUFFile:
         if changed:
             raise ModelFileError(f"{self.path} was changed while it was being read: try again", param="path")
 
-    def release(self, tensor: WeightTensor) -> None:
-        """Takes a consumed tensor's pages out of resident memory, where the platform can; reading it again works.
+    def release(self, data: NDArray[np.uint8]) -> None:
+        """Takes the pages of consumed data out of resident memory, where the platform can; reading it again works.
 
         Args:
-            tensor: one of `tensors`.
+            data: of one of `tensors`, or some of its rows. What is not a view into the file is left as it is.
         """
-        if not hasattr(mmap, "MADV_DONTNEED") or self._mapping.closed:
+        if self._mapping.closed:
             return
-        start = _address(tensor.data) - _address(np.frombuffer(self._mapping, np.uint8))
-        if not 0 <= start <= len(self._mapping) - tensor.data.nbytes:
-            raise ValueError("the tensor is not a view into this file")
-        # Whole pages only: a page at either end may hold a neighbour that is still to be read.
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (start + tensor.data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < last:
-            self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
+        start = _address(data) - _address(np.frombuffer(self._mapping, np.uint8))
+        if 0 <= start <= len(self._mapping) - data.nbytes:
+            _release(self._mapping, start, start + data.nbytes)
+
+
+def _release(mapping: mmap.mmap, start: int, end: int) -> None:
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    # Whole pages only: a page at either end may hold a neighbour that is still to be read.
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = end // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _address(array: NDArray[np.uint8]) -> int:
@@ -341,6 +346,7 @@ def _parse(path: Path, mapping: mmap.mmap) -> tuple[int, dict[str, object], dict
     infos = _read_tensor_infos(header, tensor_count, alignment)
     data_start = -(-header.position // alignment) * alignment
     _check_extents(header, infos, data_start)
+    _release(mapping, 0, header.position)
     data = np.frombuffer(mapping, np.uint8)
     return version, metadata, {info.name: _view(data, data_start, info) for info in infos}
 

@@ -56,8 +56,16 @@ class ModelFile:
                 yield name, split_interleaved_heads(tensor, source.interleaved_heads)
             else:
                 yield name, tensor
-            self._source.release(tensor)
+            self._source.release(tensor.data)
         self._source.require_unchanged()
+
+    def release(self, data: NDArray[np.uint8]) -> None:
+        """Take rows of a tensor's data that were consumed out of resident memory already, where the tensor is large.
+
+        Args:
+            data: of a tensor that `weights` gave, or some of its rows; it stays readable.
+        """
+        self._source.release(data)
 
     def close(self) -> None:
         """Unmap the file; tensors still held elsewhere stay valid."""

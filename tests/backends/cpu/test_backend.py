@@ -231,6 +231,34 @@ def test_bad_batches_are_refused(folder: Path) -> None:
         backend.copy_blocks(np.array([[0, 9]], np.int32))
 
 
+@pytest.mark.parametrize("name", ["llama", "mixed"])
+def test_packing_in_slices_changes_no_bit_and_releases_every_row(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = model_file(folder, name)
+    whole = all_logits(load(path), TOKENS)
+    monkeypatch.setattr(cpu, "_PACKED_AT_ONCE", 1)
+    released: list[np.ndarray] = []
+    sliced = all_logits(load(path, release=released.append), TOKENS)
+    assert (sliced == whole).all()
+    with open_model(path) as file:
+        matrices = [tensor.data for _, tensor in file.weights() if len(tensor.shape) == 2]
+        assert len(released) == sum(-(-len(data) // 16) for data in matrices)
+        assert b"".join(part.tobytes() for part in released) == b"".join(data.tobytes() for data in matrices)
+
+
+@pytest.mark.parametrize("count", [32, 31, 80])
+def test_a_matrix_with_too_few_or_too_many_rows_is_refused(folder: Path, count: int) -> None:
+    with open_model(model_file(folder, "llama")) as file:
+        weights = dict(file.weights())
+        name = "layers.1.attention.q_proj.weight"
+        sound = weights[name]
+        assert len(sound.data) == 64
+        weights[name] = type(sound)(sound.format, sound.shape, np.resize(sound.data, (count, sound.data.shape[1])))
+        with pytest.raises(ValueError, match=rf"{name}.*(not whole|size of its shape)"):
+            cpu.CpuBackend(file.spec, weights.items())
+
+
 def test_weights_and_options_are_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model_file(folder, "llama")
     with open_model(path) as file:

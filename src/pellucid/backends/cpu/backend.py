@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ISA_VARIABLE = "PELLUCID_ISA"
 """Environment variable that forces an instruction set: amx, avx512, avx2 or portable."""
 
+_PANEL_ROWS = 16
+_PACKED_AT_ONCE = 4 << 20  # bytes: what is in memory both as it lies in the file and packed
+
 
 def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: str = "f16") -> CpuBackend:
     """Pack the weights of `model_file` and make them ready to run.
@@ -38,7 +41,13 @@ def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: s
         CapacityError: the memory for the weights is not to be had.
         InvalidRequestError: a bad thread count, KV type or PELLUCID_ISA.
     """
-    return CpuBackend(model_file.spec, model_file.weights(), threads=threads, kv_cache_dtype=kv_cache_dtype)
+    return CpuBackend(
+        model_file.spec,
+        model_file.weights(),
+        threads=threads,
+        kv_cache_dtype=kv_cache_dtype,
+        release=model_file.release,
+    )
 
 
 class CpuBackend:
@@ -49,6 +58,7 @@ class CpuBackend:
         weights: every tensor of `models.spec.tensor_shapes(spec)` by its canonical name.
         threads, kv_cache_dtype: see `load`.
         isa: the instruction set to use; None takes PELLUCID_ISA, else the best there is.
+        release: called with rows of a tensor's data once they are packed, so that their memory can go.
 
     Attributes:
         isa: the instruction set that was chosen.
@@ -66,6 +76,7 @@ class CpuBackend:
         threads: int | None = None,
         kv_cache_dtype: str = "f16",
         isa: str | None = None,
+        release: Callable[[NDArray[np.uint8]], None] | None = None,
     ) -> None:
         self.spec = spec
         for index, layer in enumerate(spec.layers):
@@ -85,7 +96,7 @@ class CpuBackend:
         except RuntimeError as error:
             raise BackendError(f"cannot start {num_threads} threads: {error}", param="threads") from error
         try:
-            self._load(weights)
+            self._load(weights, release)
         except MemoryError as error:
             raise CapacityError("not enough memory for the weights of this model") from error
         self.isa: str = self._model.isa
@@ -157,7 +168,9 @@ class CpuBackend:
             raise BackendError("this backend is closed")
         return self._model
 
-    def _load(self, weights: Iterable[tuple[str, WeightTensor]]) -> None:
+    def _load(
+        self, weights: Iterable[tuple[str, WeightTensor]], release: Callable[[NDArray[np.uint8]], None] | None
+    ) -> None:
         model = self._open()
         offsets = _norm_offsets(self.spec)
         for name, tensor in weights:
@@ -168,8 +181,13 @@ class CpuBackend:
             rows, cols = tensor.shape
             if tensor.format not in BlockFormat:
                 raise UnsupportedModelError(f"tensor {name} has type {tensor.format}", param=name)
-            if not model.set_matrix(name, int(tensor.format), rows, cols, tensor.data):
-                raise not_finite(name, tensor)
+            model.allocate_matrix(name, int(tensor.format), rows, cols)
+            step = max(1, _PACKED_AT_ONCE // (_PANEL_ROWS * tensor.data.shape[1])) * _PANEL_ROWS
+            for first in range(0, len(tensor.data), step):
+                if not model.pack_rows(name, part := tensor.data[first : first + step]):
+                    raise not_finite(name, tensor)
+                if release is not None:
+                    release(part)
         model.finish()
 
 
