@@ -408,7 +408,7 @@ AlignedBytes allocate_aligned(size_t bytes) {
 }
 
 uint8_t* Arena::allocate(size_t bytes) {
-    constexpr size_t kChunk = size_t{32} << 20;
+    constexpr size_t kChunk = size_t{256} << 20;  // of addresses: what is not written to takes no memory
     const size_t rounded = (bytes + 63) / 64 * 64;
     if (used_ + rounded > capacity_) {
         const size_t size = std::max(kChunk, rounded);
