@@ -15,6 +15,8 @@ from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, EncodePiece, 
 from pellucid.tokenizer.pre_tokenizers import PreTokenizer
 from pellucid.tokenizer.vocabulary import SPACE_SYMBOL, TokenType, Vocabulary, parse_byte_token
 
+_TOKENS_AT_ONCE = 1 << 14  # a scan of 262,144 tokens takes 2 MB instead of 18
+
 
 class TextEncoder(Protocol):
     """What a `Tokenizer` needs of an encoder."""
@@ -208,13 +210,16 @@ class SentencePieceEncoder:
 
 def _characters_before_space(tokens: Sequence[str]) -> list[str]:
     """Characters that some token holds right before U+2581: the only places where a merge crosses a word's start."""
-    joined = "\0".join(tokens)
-    text = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
-    before, after = text[:-1], text[1:]
-    found = set(np.unique(before[after == ord(SPACE_SYMBOL)]).tolist()) - {ord(SPACE_SYMBOL)}
-    if joined.count("\0") == len(tokens) - 1:  # no token holds the separator
-        found.discard(0)
-    return [chr(code) for code in sorted(found)]
+    found: set[int] = set()
+    for start in range(0, len(tokens), _TOKENS_AT_ONCE):
+        batch = tokens[start : start + _TOKENS_AT_ONCE]
+        joined = "\0".join(batch)
+        text = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
+        before = set(text[:-1][text[1:] == ord(SPACE_SYMBOL)].tolist())
+        if joined.count("\0") == len(batch) - 1:  # no token holds the separator
+            before.discard(0)
+        found |= before
+    return [chr(code) for code in sorted(found - {ord(SPACE_SYMBOL)})]
 
 
 def _word_pattern(crossing: Sequence[str]) -> re.Pattern[str]:
