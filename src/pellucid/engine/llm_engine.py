@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from time import perf_counter
 
 import numpy as np
@@ -355,6 +354,8 @@ class LLMEngine:
             return sampling_params.seed
         if self._seed is None:
             return int.from_bytes(os.urandom(8), "little")
+        from hashlib import sha256  # loads OpenSSL: see kvcache/prefix_cache.py
+
         numbers = self._seed.to_bytes(8, "little") + self._num_added.to_bytes(8, "little")
         return int.from_bytes(sha256(b"pellucid request seed\0" + numbers).digest()[:8], "little")
 

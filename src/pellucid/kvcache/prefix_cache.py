@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from hashlib import sha256
 
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.kvcache.block_pool import CacheIntegrityError
@@ -16,12 +15,18 @@ def encode_tokens(token_ids: list[int]) -> bytes:
 
 def chain_digest(parent: bytes, tokens: bytes) -> bytes:
     """Digest of a block whose predecessor has digest `parent`: it stands for the whole prefix, not just the block."""
-    return sha256(parent + tokens).digest()
+    return _sha256(parent + tokens)
 
 
 def root_digest(salt: bytes) -> bytes:
     """The parent of the first block. Requests of different salts share nothing."""
-    return sha256(b"pellucid prefix cache\0" + salt).digest()
+    return _sha256(b"pellucid prefix cache\0" + salt)
+
+
+def _sha256(data: bytes) -> bytes:
+    from hashlib import sha256  # loads OpenSSL, 10 ms and 3 MB that a short prompt can do without
+
+    return sha256(data).digest()
 
 
 class PrefixCache:
