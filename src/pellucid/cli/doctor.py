@@ -58,9 +58,7 @@ def examine(threads: int | None = None) -> dict[str, Any]:
         "pellucid": __version__,
         "machine": facts,
         "backend": {"chosen": "cpu" if core["built"] else "reference", "native": core},
-        "limits": measure(sorted({1, facts["usable_cpus"] or 1}) if threads is None else [threads])
-        if core["built"]
-        else [],
+        "limits": measure(sorted({1, facts["usable_cpus"]}) if threads is None else [threads]) if core["built"] else [],
         "environment": {name: value for name, value in os.environ.items() if name.startswith("PELLUCID_")},
         "models": model_cache(),
     }

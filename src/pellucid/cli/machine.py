@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from pellucid.core.processors import usable_processors
+
 
 def describe() -> dict[str, Any]:
     """JSON-ready facts; sizes in bytes. A fact that this system does not tell is None."""
@@ -15,7 +17,7 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cpu": cpu_model(),
         "logical_cpus": os.cpu_count(),
-        "usable_cpus": usable_cpus(),
+        "usable_cpus": usable_processors(),
         "physical_cores": physical_cores(),
         "memory_bytes": memory_bytes(),
         "memory_available_bytes": memory_available_bytes(),
@@ -29,13 +31,6 @@ def cpu_model() -> str | None:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or None
-
-
-def usable_cpus() -> int | None:
-    """Logical processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def physical_cores() -> int | None:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from pellucid.backends.cpu import _native
 from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError, UnsupportedModelError
+from pellucid.core.processors import usable_processors
 from pellucid.models.spec import ModelSpec, tensor_shapes
-from pellucid.quant.formats import BlockFormat, dequantize
+from pellucid.quant.formats import dequantize
 from pellucid.weights.loader import ModelFile, not_finite
 from pellucid.weights.tensor import WeightTensor
 
@@ -179,8 +180,6 @@ class CpuBackend:
                 model.set_vector(name, values + np.float32(offsets.get(name, 0.0)))
                 continue
             rows, cols = tensor.shape
-            if tensor.format not in BlockFormat:
-                raise UnsupportedModelError(f"tensor {name} has type {tensor.format}", param=name)
             model.allocate_matrix(name, int(tensor.format), rows, cols)
             step = max(1, _PACKED_AT_ONCE // (_PANEL_ROWS * tensor.data.shape[1])) * _PANEL_ROWS
             for first in range(0, len(tensor.data), step):
@@ -189,13 +188,6 @@ class CpuBackend:
                 if release is not None:
                     release(part)
         model.finish()
-
-
-def usable_processors() -> int:
-    """Processors this process may run on, at least one."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _native_spec(spec: ModelSpec) -> dict[str, object]:
