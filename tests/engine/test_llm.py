@@ -4,8 +4,6 @@ import gc
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,8 @@ from pellucid import (
     ModelFileError,
     SamplingParams,
 )
-from pellucid.engine import llm as llm_module
-from tests.support.engines import answer_alone
+from pellucid.engine import loading
+from tests.support.engines import answer_alone, load_fake_backend
 from tests.support.fake_backend import FakeBackend
 from tests.support.fake_tokenizer import FakeTokenizer
 
@@ -31,13 +29,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
-    backend = FakeBackend(max_position_embeddings=2048)
-    model_file = SimpleNamespace(spec=backend.spec, metadata={})
-    monkeypatch.setattr(llm_module, "resolve", lambda model, progress: model)
-    monkeypatch.setattr(llm_module, "open_model", lambda path: nullcontext(model_file))
-    monkeypatch.setattr(llm_module, "load_backend", lambda model_file, config, kv_cache_dtype: backend)
-    monkeypatch.setattr(llm_module.Tokenizer, "from_gguf", lambda metadata: FakeTokenizer())
-    return backend
+    return load_fake_backend(monkeypatch)
 
 
 @pytest.fixture
@@ -298,7 +290,7 @@ def test_what_building_the_tokenizer_raises_is_raised(backend: FakeBackend, monk
     def broken(metadata: object) -> None:
         raise ModelFileError("no vocabulary")
 
-    monkeypatch.setattr(llm_module.Tokenizer, "from_gguf", broken)
+    monkeypatch.setattr(loading.Tokenizer, "from_gguf", broken)
     with pytest.raises(ModelFileError, match="no vocabulary"):
         LLM("fake")
     assert backend.closed

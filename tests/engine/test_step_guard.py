@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """
 import os, sys, threading, time
 from pellucid import LLM, SamplingParams
-from pellucid.engine import llm as llm_module, step_guard
+from pellucid.engine import loading, step_guard
 from tests.support.fake_tokenizer import FakeTokenizer
-llm_module.Tokenizer.from_gguf = lambda metadata: FakeTokenizer()
+loading.Tokenizer.from_gguf = lambda metadata: FakeTokenizer()
 llm = LLM(sys.argv[1], threads=2, kv_cache_memory=1 << 26)
 params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=0)
 prompt = [1 + i % 50 for i in range(300)]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from pellucid.core.config import SchedulerConfig
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.engine import loading
 from pellucid.engine.llm_engine import LLMEngine
 from pellucid.engine.output_processor import StepOutput
 from tests.support.fake_backend import FakeBackend
@@ -84,3 +89,14 @@ def answer_alone(
     engine.add_request("alone", list(prompt), params)
     engine.run()
     return engine.replies["alone"]
+
+
+def load_fake_backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
+    """The backend and the context of 2048 tokens that every LLM made from here on has, whatever model it asks for."""
+    backend = FakeBackend(max_position_embeddings=2048)
+    model_file = SimpleNamespace(spec=backend.spec, metadata={})
+    monkeypatch.setattr(loading, "resolve", lambda model, progress: model)
+    monkeypatch.setattr(loading, "open_model", lambda path: nullcontext(model_file))
+    monkeypatch.setattr(loading, "load_backend", lambda model_file, config, kv_cache_dtype: backend)
+    monkeypatch.setattr(loading.Tokenizer, "from_gguf", lambda metadata: FakeTokenizer())
+    return backend

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
-from pellucid.backends.registry import load_backend
 from pellucid.core.config import (
     BackendConfig,
     BackendName,
@@ -25,20 +24,16 @@ from pellucid.core.config import (
     ModelConfig,
     SchedulerConfig,
 )
-from pellucid.core.errors import BackendError, InvalidRequestError, ModelFileError
+from pellucid.core.errors import BackendError, InvalidRequestError
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
 from pellucid.engine.interrupts import DeferInterrupt
-from pellucid.engine.llm_engine import LLMEngine, Prompt
+from pellucid.engine.llm_engine import Prompt
+from pellucid.engine.loading import load_engine
 from pellucid.engine.output_processor import StepOutput
 from pellucid.engine.progress import GenerateProgress
 from pellucid.engine.step_guard import guard_steps
-from pellucid.estimate.memory import decide_kv_capacity, free_memory
-from pellucid.models.spec import ModelSpec
-from pellucid.tokenizer.tokenizer import Tokenizer
-from pellucid.weights.catalog import resolve
-from pellucid.weights.loader import open_model
 
 if TYPE_CHECKING:
     from pellucid.weights.cache import Progress
@@ -110,54 +105,21 @@ class LLM:
             SchedulerConfig(max_num_seqs, max_num_batched_tokens),
             BackendConfig(backend, threads),
         )
-        self.model_path = resolve(str(model), progress=progress)
-        with open_model(self.model_path) as model_file:
-            self.spec: ModelSpec = model_file.spec
-            with _TokenizerThread(model_file.metadata) as tokenizer_thread:
-                self._backend = load_backend(model_file, self.config.backend, kv_cache_dtype=kv_cache_dtype)
-            try:
-                self.tokenizer: Tokenizer = tokenizer_thread.result()
-                if self.tokenizer.vocab_size != self.spec.vocab_size:
-                    raise ModelFileError(
-                        f"the tokenizer has {self.tokenizer.vocab_size} tokens, but embed_tokens has "
-                        f"{self.spec.vocab_size} rows; a sound file has as many of one as of the other",
-                        param="tokenizer.ggml.tokens",
-                    )
-                self._engine = self._build_engine(trace)
-            except BaseException:
-                self._backend.close()
-                raise
+        loaded = load_engine(self.config, progress=progress, trace=trace)
+        self.model_path = loaded.model_path
+        self.spec = loaded.spec
+        self.tokenizer = loaded.tokenizer
+        self.backend_name = loaded.backend.name
+        self.max_model_len = loaded.capacity.max_model_len
+        self.num_kv_blocks = loaded.capacity.num_blocks
+        self._backend = loaded.backend
+        self._engine = loaded.engine
         self._lock = threading.RLock()
         guard_steps(self._lock)
         self._inboxes: dict[str, tuple[Inbox, bool]] = {}  # where replies go, and whether they are streamed
         self._dropped: deque[str] = deque()  # streams that nobody holds any more
         self._num_requests = 0
         self._closed = False
-
-    def _build_engine(self, trace: TraceSink | None) -> LLMEngine:
-        config = self.config
-        capacity = decide_kv_capacity(
-            bytes_per_block=self._backend.kv_bytes_per_block(),
-            model_max_len=self.spec.max_position_embeddings,
-            max_model_len=config.model.max_model_len,
-            max_num_seqs=config.scheduler.max_num_seqs,
-            kv_cache_memory=config.cache.memory,
-            free_memory=free_memory(),
-        )
-        self._backend.allocate_kv_cache(capacity.num_blocks)
-        self.backend_name = self._backend.name
-        self.num_kv_blocks = capacity.num_blocks
-        self.max_model_len = capacity.max_model_len
-        return LLMEngine(
-            self._backend,
-            self.tokenizer,
-            config.scheduler,
-            num_blocks=capacity.num_blocks,
-            max_model_len=capacity.max_model_len,
-            enable_prefix_caching=config.cache.enable_prefix_caching,
-            seed=config.model.seed,
-            trace=trace,
-        )
 
     @property
     def backend(self) -> Backend:
@@ -416,40 +378,6 @@ class TokenStream:
     def __del__(self) -> None:
         if not self._finished:  # perhaps in the middle of a step: only leave a note
             self._llm._dropped.append(self.request_id)
-
-
-class _TokenizerThread(threading.Thread):
-    """Builds the tokenizer while the block, which loads the weights, runs."""
-
-    def __init__(self, metadata: Mapping[str, object]) -> None:
-        super().__init__(name="tokenizer")
-        self._metadata = metadata
-        self._tokenizer: Tokenizer | None = None
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            tokenizer = Tokenizer.from_gguf(self._metadata)
-            tokenizer.prepare()
-            self._tokenizer = tokenizer
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> Tokenizer:
-        """The tokenizer; raises what building it raised."""
-        if self._tokenizer is None:
-            assert self._error is not None
-            raise self._error
-        return self._tokenizer
-
-    def __enter__(self) -> _TokenizerThread:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.join()
 
 
 def _is_one_prompt(prompts: object) -> bool:

@@ -1,0 +1,134 @@
+"""From what was asked for to an engine that is ready: finds, fetches, opens and loads a model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pellucid.backends.base import Backend
+from pellucid.backends.registry import load_backend
+from pellucid.core.config import EngineConfig
+from pellucid.core.errors import ModelFileError
+from pellucid.core.trace import TraceSink
+from pellucid.engine.llm_engine import LLMEngine
+from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory
+from pellucid.models.spec import ModelSpec
+from pellucid.tokenizer.tokenizer import Tokenizer
+from pellucid.weights.catalog import resolve
+from pellucid.weights.loader import open_model
+
+if TYPE_CHECKING:
+    from pellucid.weights.cache import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine, and what it was made of.
+
+    Attributes:
+        model_path: the model file.
+        spec: what the model computes.
+        tokenizer: text to token ids and back.
+        backend: runs the model; whoever asked for it closes it.
+        capacity: KV blocks, and the longest sequence.
+        engine: requests in, replies out.
+    """
+
+    model_path: Path
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    backend: Backend
+    capacity: KVCapacity
+    engine: LLMEngine
+
+
+def load_engine(
+    config: EngineConfig, *, progress: Progress | None = None, trace: TraceSink | None = None
+) -> LoadedEngine:
+    """Find, fetch where needed, and load a model; size its KV cache; build the engine.
+
+    Args:
+        progress: called while the model is fetched.
+        trace: told of every step and request.
+
+    Raises:
+        ModelNotFoundError, DownloadError, IntegrityError, StorageError: the model cannot be had.
+        ModelFileError, UnsupportedModelError: it cannot be used.
+        InvalidRequestError: `max_model_len` is more than the model was made for.
+        CapacityError: it does not fit in memory, or `max_model_len` not in the KV cache.
+        BackendError: the backend is not available on this machine.
+    """
+    model_path = resolve(config.model.model, progress=progress)
+    with open_model(model_path) as model_file:
+        spec = model_file.spec
+        with _TokenizerThread(model_file.metadata) as tokenizer_thread:
+            backend = load_backend(model_file, config.backend, kv_cache_dtype=config.cache.dtype)
+        try:
+            tokenizer = tokenizer_thread.result()
+            if tokenizer.vocab_size != spec.vocab_size:
+                raise ModelFileError(
+                    f"the tokenizer has {tokenizer.vocab_size} tokens, but embed_tokens has "
+                    f"{spec.vocab_size} rows; a sound file has as many of one as of the other",
+                    param="tokenizer.ggml.tokens",
+                )
+            capacity = decide_kv_capacity(
+                bytes_per_block=backend.kv_bytes_per_block(),
+                model_max_len=spec.max_position_embeddings,
+                max_model_len=config.model.max_model_len,
+                max_num_seqs=config.scheduler.max_num_seqs,
+                kv_cache_memory=config.cache.memory,
+                free_memory=free_memory(),
+            )
+            backend.allocate_kv_cache(capacity.num_blocks)
+            engine = LLMEngine(
+                backend,
+                tokenizer,
+                config.scheduler,
+                num_blocks=capacity.num_blocks,
+                max_model_len=capacity.max_model_len,
+                enable_prefix_caching=config.cache.enable_prefix_caching,
+                seed=config.model.seed,
+                trace=trace,
+            )
+        except BaseException:
+            backend.close()
+            raise
+    return LoadedEngine(model_path, spec, tokenizer, backend, capacity, engine)
+
+
+class _TokenizerThread(threading.Thread):
+    """Builds the tokenizer while the block, which loads the weights, runs."""
+
+    def __init__(self, metadata: Mapping[str, object]) -> None:
+        super().__init__(name="tokenizer")
+        self._metadata = metadata
+        self._tokenizer: Tokenizer | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            tokenizer = Tokenizer.from_gguf(self._metadata)
+            tokenizer.prepare()
+            self._tokenizer = tokenizer
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Tokenizer:
+        """The tokenizer; raises what building it raised."""
+        if self._tokenizer is None:
+            assert self._error is not None
+            raise self._error
+        return self._tokenizer
+
+    def __enter__(self) -> _TokenizerThread:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.join()
