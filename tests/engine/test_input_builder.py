@@ -29,7 +29,7 @@ def test_prefill_and_decode_side_by_side() -> None:
     computed(scheduled(cache, long, 129))
     short = scheduled(cache, make_sequence(range(7)), 5)
     scheduled(cache, long, 1)
-    batch = builder.build([long, short], 1)
+    batch = builder.build([long, short], [long])
     assert batch.input_ids.tolist() == [229, 0, 1, 2, 3, 4]
     assert batch.positions.tolist() == [129, 0, 1, 2, 3, 4]
     assert batch.cu_seqlens.tolist() == [0, 1, 6]
@@ -42,39 +42,56 @@ def test_prefill_and_decode_side_by_side() -> None:
 def test_rows_of_block_tables_follow_every_change() -> None:
     cache, builder = CacheManager(10), make_builder()
     sequences = [scheduled(cache, make_sequence([token] * 64), 64) for token in range(3)]
-    builder.build(sequences, 3)
+    builder.build(sequences, sequences)
     for sequence in sequences:
         computed(sequence)
         sequence.token_ids.append(9)
         scheduled(cache, sequence, 1)
     for order in (sequences, sequences[1:], sequences[::-1], sequences):
-        batch = builder.build(order, len(order))
+        batch = builder.build(order, order)
         assert batch.block_tables.tolist() == [[*sequence.block_table, -1, -1, -1] for sequence in order]
     cache.free(sequences[0])
     fresh = scheduled(cache, make_sequence([1]), 1)
-    assert builder.build([fresh], 1).block_tables.tolist() == [[*fresh.block_table, -1, -1, -1, -1]]
+    assert builder.build([fresh], [fresh]).block_tables.tolist() == [[*fresh.block_table, -1, -1, -1, -1]]
 
 
 def test_mutant_stale_stamp_is_caught() -> None:
     """The stamps are what tells the builder of a change: without one, a row stays as it was."""
     cache, builder = CacheManager(10), make_builder()
     sequence = scheduled(cache, make_sequence([1] * 10), 10)
-    builder.build([sequence], 1)
+    builder.build([sequence], [sequence])
     sequence.block_table = [7]
-    assert builder.build([sequence], 1).block_tables[0, 0] != 7
+    assert builder.build([sequence], [sequence]).block_tables[0, 0] != 7
     sequence.table_stamp += 1
-    assert builder.build([sequence], 1).block_tables[0, 0] == 7
+    assert builder.build([sequence], [sequence]).block_tables[0, 0] == 7
 
 
 def test_a_group_yet_to_fork_asks_for_one_row_each() -> None:
     cache, builder = CacheManager(10), make_builder()
     group = make_group([1, 2, 3], SamplingParams(n=3))
     scheduled(cache, group.sequences[0], 3)
-    batch = builder.build([group.sequences[0]], 3)
+    batch = builder.build([group.sequences[0]], group.sequences)
     assert batch.logits_rows.tolist() == [2, 2, 2]
     sampling = builder.build_sampling(group.sequences)
     assert sampling.sequence_index.tolist() == [0, 1, 2]
     assert sampling.position.tolist() == [3, 3, 3]
+
+
+def test_one_token_each_but_not_all_chosen_from() -> None:
+    """As many tokens, sequences and rows as in a step of decoding, which this is not."""
+    cache, builder = CacheManager(10), make_builder()
+    group, long = make_group([1, 2, 3], SamplingParams(n=2)), make_sequence(range(100, 130))
+    computed(scheduled(cache, group.sequences[0], 2))
+    computed(scheduled(cache, long, 5))
+    sequences = [scheduled(cache, sequence, 1) for sequence in (group.sequences[0], long)]
+    for _ in range(2):
+        batch = builder.build(sequences, group.sequences)
+        assert batch.input_ids.tolist() == [3, 105]
+        assert batch.positions.tolist() == [2, 5]
+        assert batch.kv_lens.tolist() == [3, 6]
+        assert batch.logits_rows.tolist() == [0, 0]
+        decoding = scheduled(cache, make_sequence([8]), 1)
+        assert builder.build([decoding, decoding], [decoding, decoding]).logits_rows.tolist() == [0, 1]
 
 
 def test_sampling() -> None:

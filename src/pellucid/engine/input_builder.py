@@ -23,6 +23,7 @@ class InputBuilder:
         self._logits_rows = np.zeros(max_num_seqs, np.int32)
         self._block_tables = np.full((max_num_seqs, num_blocks_for(max_model_len)), -1, np.int32)
         self._table_stamps = [0] * max_num_seqs  # what each row of block_tables holds
+        self._counting = np.arange(max_num_seqs + 1, dtype=np.int32)
         self._decode_batches: dict[int, ForwardBatch] = {}
 
         self._temperature = np.zeros(max_num_seqs, np.float32)
@@ -36,18 +37,31 @@ class InputBuilder:
         self._sampled: list[Sequence] = []
         self._sampling_batch: SamplingBatch | None = None
 
-    def build(self, sequences: list[Sequence], num_logits: int) -> ForwardBatch:
+    def build(self, sequences: list[Sequence], samples: list[Sequence]) -> ForwardBatch:
         """The forward batch of `sequences`, each with its `num_scheduled_tokens` next tokens.
 
         Logits are asked for at the last token of every sequence that is computed to the end; where its group is yet to
-        fork, once for each sibling. `num_logits` is how many that makes.
+        fork, once for each sibling: one row for each of `samples`.
         """
+        num_seqs, num_logits = len(sequences), len(samples)
+        num_tokens = sum([sequence.num_scheduled_tokens for sequence in sequences])
+        self._fill_block_tables(sequences)
+        if num_tokens == num_seqs and samples == sequences:  # every sequence decodes
+            self._input_ids[:num_seqs] = [sequence.token_ids[-1] for sequence in sequences]
+            self._positions[:num_seqs] = [sequence.num_computed_tokens for sequence in sequences]
+            np.add(self._positions[:num_seqs], 1, out=self._kv_lens[:num_seqs])
+            self._cu_seqlens[: num_seqs + 1] = self._counting[: num_seqs + 1]
+            self._logits_rows[:num_seqs] = self._counting[:num_seqs]
+            batch = self._decode_batches.get(num_seqs)
+            if batch is None:
+                batch = self._decode_batches[num_seqs] = self._view(num_seqs, num_seqs, num_seqs)
+            return batch
         input_ids: list[int] = []
         positions: list[int] = []
         kv_lens: list[int] = []
         cu_seqlens: list[int] = [0]
         logits_rows: list[int] = []
-        for row, sequence in enumerate(sequences):
+        for sequence in sequences:
             begin = sequence.num_computed_tokens
             end = begin + sequence.num_scheduled_tokens
             input_ids += sequence.token_ids[begin:end]
@@ -57,22 +71,11 @@ class InputBuilder:
             if end == len(sequence.token_ids):
                 rows = 1 if sequence.group.is_forked else len(sequence.group.sequences)
                 logits_rows += [len(input_ids) - 1] * rows
-            if self._table_stamps[row] != sequence.table_stamp:
-                table = sequence.block_table
-                self._block_tables[row, : len(table)] = table
-                self._block_tables[row, len(table) :] = -1
-                self._table_stamps[row] = sequence.table_stamp
-        num_tokens, num_seqs = len(input_ids), len(sequences)
         self._input_ids[:num_tokens] = input_ids
         self._positions[:num_tokens] = positions
         self._cu_seqlens[: num_seqs + 1] = cu_seqlens
         self._kv_lens[:num_seqs] = kv_lens
         self._logits_rows[:num_logits] = logits_rows
-        if num_tokens == num_seqs == num_logits:  # one token each: the views are those of the last such step
-            batch = self._decode_batches.get(num_seqs)
-            if batch is None:
-                batch = self._decode_batches[num_seqs] = self._view(num_tokens, num_seqs, num_logits)
-            return batch
         return self._view(num_tokens, num_seqs, num_logits)
 
     def build_sampling(self, samples: list[Sequence]) -> SamplingBatch:
@@ -101,6 +104,18 @@ class InputBuilder:
         # A sibling yet to be forked stands where the first of its group does: both know the same tokens.
         self._position[:num_rows] = [len(sequence.token_ids) for sequence in samples]
         return self._sampling_batch
+
+    def _fill_block_tables(self, sequences: list[Sequence]) -> None:
+        num_seqs = len(sequences)
+        stamps = [sequence.table_stamp for sequence in sequences]
+        if stamps == self._table_stamps[:num_seqs]:
+            return
+        for row, sequence in enumerate(sequences):
+            if self._table_stamps[row] != sequence.table_stamp:
+                table = sequence.block_table
+                self._block_tables[row, : len(table)] = table
+                self._block_tables[row, len(table) :] = -1
+        self._table_stamps[:num_seqs] = stamps
 
     def _view(self, num_tokens: int, num_seqs: int, num_logits: int) -> ForwardBatch:
         return ForwardBatch(

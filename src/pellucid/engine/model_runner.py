@@ -53,7 +53,7 @@ class ModelRunner:
         """
         times = self.times
         start = perf_counter()
-        batch = self._input_builder.build(sequences, len(samples))
+        batch = self._input_builder.build(sequences, samples)
         sampling = self._input_builder.build_sampling(samples) if samples else None
         built = perf_counter()
         logits = self._backend.forward(batch).logits
