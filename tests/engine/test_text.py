@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from pellucid.core.sampling_params import SamplingParams
-from pellucid.engine.text import SequenceText
+from pellucid.engine.text import SequenceText, whole_text
 from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.sequences import make_group
 
 
 class ByteTokenizer(FakeTokenizer):
@@ -16,6 +19,10 @@ class ByteTokenizer(FakeTokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
+        assert continuation
+        return bytes(i for i in ids if i or not skip_special_tokens).decode("utf-8", "replace")
 
 
 def run(text: str, cut: int | None = None, **params: Any) -> tuple[list[str], SequenceText]:
@@ -72,3 +79,29 @@ def test_without_detokenizing_there_is_no_text() -> None:
 def test_special_tokens() -> None:
     assert run("a\0b")[1].text == "ab"
     assert run("a\0b", skip_special_tokens=False)[1].text == "a\0b"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_at_once_is_what_comes_token_by_token(seed: int) -> None:
+    rng = random.Random(seed)
+    tokenizer: Any = ByteTokenizer()
+    for reason in ("stop", "length", "abort"):
+        params = SamplingParams(
+            detokenize=rng.random() < 0.9,
+            include_stop_str_in_output=rng.random() < 0.5,
+            skip_special_tokens=rng.random() < 0.5,
+        )
+        (sequence,) = make_group([1, 2, 3], params).sequences
+        token_ids = "".join(rng.choices("a\0é漢🦉", k=rng.randrange(1, 20))).encode()[: rng.randrange(1, 20)]
+        sequence.token_ids += token_ids
+        sequence.finish_reason = reason  # type: ignore[assignment]
+        text = SequenceText(params, tokenizer)
+        for number, token_id in enumerate(token_ids, 1):
+            text.push(token_id, stopped=reason == "stop" and number == len(token_ids))
+        text.finish()
+        assert whole_text(sequence, tokenizer) == text.text
+
+
+def test_all_at_once_of_nothing() -> None:
+    (sequence,) = make_group([1, 2, 3]).sequences
+    assert whole_text(sequence, ByteTokenizer()) == ""  # type: ignore[arg-type]

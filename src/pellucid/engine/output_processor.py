@@ -8,7 +8,7 @@ from pellucid.core.batch import SampledTokens
 from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.scheduler import Scheduler
-from pellucid.engine.text import SequenceText
+from pellucid.engine.text import SequenceText, whole_text
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 
@@ -26,7 +26,8 @@ class StepOutput:
 
 
 class OutputProcessor:
-    """Carries the text of every sequence, ends those whose stop string came, and writes the replies."""
+    """Carries the text of the sequences that are streamed or have stop strings, ends those whose stop string came, and
+    writes the replies."""
 
     def __init__(self, tokenizer: Tokenizer, scheduler: Scheduler) -> None:
         self._tokenizer = tokenizer
@@ -47,9 +48,9 @@ class OutputProcessor:
             if sequence.logprobs is not None:
                 logprobs = self._logprobs(sequence, token_id, sampled, row)
                 sequence.logprobs.append(logprobs)
-            delta = self._advance(sequence, token_id)
             token = None
             if group.stream:
+                delta = self._advance(sequence, token_id)
                 token = TokenOutput(
                     group.request_id,
                     sequence.index,
@@ -60,6 +61,8 @@ class OutputProcessor:
                     sequence.stop_reason,
                 )
                 output.tokens.append(token)
+            elif group.sampling_params.stop:
+                self._advance(sequence, token_id)
             if group.num_unfinished == 0:
                 ended[group] = token
         for group, token in ended.items():  # only now have all of a group's sequences had their say
@@ -118,7 +121,7 @@ class OutputProcessor:
             outputs.append(
                 CompletionOutput(
                     sequence.index,
-                    "" if text is None else text.text,
+                    whole_text(sequence, self._tokenizer) if text is None else text.text,
                     sequence.output_token_ids,
                     sequence.finish_reason,
                     sequence.stop_reason,

@@ -1,8 +1,9 @@
-"""The text of a sequence as its tokens come."""
+"""The text of a sequence: as its tokens come, or all at once."""
 
 from __future__ import annotations
 
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.core.sequence import Sequence
 from pellucid.decoding.stop import StopMatcher
 from pellucid.tokenizer.detokenizer import IncrementalDetokenizer
 from pellucid.tokenizer.tokenizer import Tokenizer
@@ -61,3 +62,14 @@ class SequenceText:
         if text:
             self._pieces.append(text)
         return text
+
+
+def whole_text(sequence: Sequence, tokenizer: Tokenizer) -> str:
+    """What `SequenceText` releases over all of an ended sequence's tokens, for one without stop strings."""
+    params = sequence.group.sampling_params
+    if not params.detokenize:
+        return ""
+    token_ids = sequence.output_token_ids
+    if sequence.finish_reason == "stop" and not params.include_stop_str_in_output:
+        del token_ids[-1:]
+    return tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens, continuation=True)

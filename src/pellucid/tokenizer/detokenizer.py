@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pellucid.tokenizer.tokenizer import Tokenizer
-
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class IncrementalDetokenizer:
         self._tokenizer = tokenizer
         self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._strip_next_space = tokenizer.strips_leading_space and not continuation
-        self._decoder = _Utf8Decoder("replace")
+        self._pending = b""
 
     def push(self, token_id: int) -> str:
         """Text that `token_id` finishes; empty while a character is unfinished.
@@ -46,22 +44,25 @@ class IncrementalDetokenizer:
         token = self._tokenizer.token_bytes(token_id)
         if token_id in self._skip:
             return ""
-        return self._emit(self._decoder.decode(token))
+        return self._decode(token, final=False)
 
     def flush(self) -> str:
         """What is left at the end: an unfinished character becomes U+FFFD, as in the whole decode."""
-        return self._emit(self._decoder.decode(b"", final=True))
+        return self._decode(b"", final=True)
 
     def snapshot(self) -> DetokenizerState:
         """The state to go back to with `restore`."""
-        return DetokenizerState(self._decoder.getstate()[0], self._strip_next_space)
+        return DetokenizerState(self._pending, self._strip_next_space)
 
     def restore(self, state: DetokenizerState) -> None:
         """Goes back to `state`, as if nothing had been pushed since."""
-        self._decoder.setstate((state.pending, 0))
+        self._pending = state.pending
         self._strip_next_space = state.strip_next_space
 
-    def _emit(self, text: str) -> str:
+    def _decode(self, token: bytes, *, final: bool) -> str:
+        data = self._pending + token
+        text, num_used = utf_8_decode(data, "replace", final)
+        self._pending = data[num_used:]
         if text and self._strip_next_space:
             self._strip_next_space = False
             return text.removeprefix(" ")

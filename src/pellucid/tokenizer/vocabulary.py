@@ -28,6 +28,9 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+_BYTE, _NORMAL = TokenType.BYTE, TokenType.NORMAL  # Python 3.11 takes a microsecond to find a member
+
+
 def _byte_level_alphabet() -> str:
     """256 printable characters, one a byte (GPT-2, Radford et al., 2019): printable Latin-1 stands for itself."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -120,9 +123,9 @@ class Vocabulary:
 
     def _spell(self, token_id: int) -> bytes:
         token, kind = self.tokens[token_id], self.types[token_id]
-        if kind == TokenType.BYTE:
+        if kind == _BYTE:
             return bytes([parse_byte_token(token)])
-        if kind == TokenType.NORMAL and self.alphabet == "byte_level":
+        if kind == _NORMAL and self.alphabet == "byte_level":
             try:
                 return bytes([_BYTE_OF_CHARACTER[ord(character)] for character in token])
             except KeyError:  # as the reference does: such a token is spelled plainly
