@@ -30,6 +30,8 @@ template <class T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using MutableMatrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
 T get(const nb::dict& fields, const char* name) {
@@ -145,10 +147,26 @@ class NativeModel {
         for (size_t i = 0; i < pairs.shape(0); ++i) kv_cache_->copy(pairs.data()[2 * i], pairs.data()[2 * i + 1]);
     }
 
+    // Copies KV blocks out as they lie in memory; a row of `data` each.
+    void read_blocks(const Vector<int32_t>& blocks, MutableMatrix<uint8_t>& data) const {
+        require_rows(blocks, data);
+        uint8_t* out = data.data();
+        nb::gil_scoped_release release;
+        for (size_t i = 0; i < blocks.shape(0); ++i) kv_cache_->read(blocks.data()[i], out + i * block_bytes());
+    }
+
+    // Copies in what `read_blocks` gave.
+    void write_blocks(const Vector<int32_t>& blocks, const Matrix<uint8_t>& data) {
+        require_rows(blocks, data);
+        nb::gil_scoped_release release;
+        for (size_t i = 0; i < blocks.shape(0); ++i) {
+            kv_cache_->write(blocks.data()[i], data.data() + i * block_bytes());
+        }
+    }
+
     bool forward(const Vector<int32_t>& input_ids, const Vector<int32_t>& positions, const Vector<int32_t>& cu_seqlens,
                  const Vector<int32_t>& kv_lens, const Matrix<int32_t>& block_tables,
-                 const Vector<int32_t>& logits_rows,
-                 nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits) {
+                 const Vector<int32_t>& logits_rows, MutableMatrix<float>& logits) {
         Batch batch;
         batch.num_tokens = static_cast<int>(input_ids.shape(0));
         batch.num_seqs = static_cast<int>(kv_lens.shape(0));
@@ -185,6 +203,13 @@ class NativeModel {
         require(block >= 0 && block < kv_cache_->num_blocks(), "KV block " + std::to_string(block) +
                                                                    " does not exist; there are " +
                                                                    std::to_string(kv_cache_->num_blocks()));
+    }
+
+    template <class Rows>
+    void require_rows(const Vector<int32_t>& blocks, const Rows& data) const {
+        require(data.shape(0) == blocks.shape(0) && data.shape(1) == block_bytes(),
+                "data must have a row of " + std::to_string(block_bytes()) + " bytes for each block");
+        for (size_t i = 0; i < blocks.shape(0); ++i) require_block(blocks.data()[i]);
     }
 
     void check(const Batch& batch) const {
@@ -332,6 +357,8 @@ NB_MODULE(_native, module) {
         .def("finish", &NativeModel::finish)
         .def("allocate_kv_cache", &NativeModel::allocate_kv_cache)
         .def("copy_blocks", &NativeModel::copy_blocks)
+        .def("read_blocks", &NativeModel::read_blocks, nb::arg("blocks"), nb::arg("data").noconvert())
+        .def("write_blocks", &NativeModel::write_blocks, nb::arg("blocks"), nb::arg("data").noconvert())
         .def("forward", &NativeModel::forward)
         .def_prop_ro("block_bytes", &NativeModel::block_bytes)
         .def_prop_ro("weight_bytes", &NativeModel::weight_bytes)

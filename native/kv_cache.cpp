@@ -23,4 +23,8 @@ void KvCache::copy(int source, int destination) {
     std::memcpy(keys(destination, 0, 0), keys(source, 0, 0), block_bytes_);
 }
 
+void KvCache::read(int block, uint8_t* data) const { std::memcpy(data, keys(block, 0, 0), block_bytes_); }
+
+void KvCache::write(int block, const uint8_t* data) { std::memcpy(keys(block, 0, 0), data, block_bytes_); }
+
 }  // namespace pellucid

@@ -19,6 +19,8 @@ class KvCache {
 
     void allocate(int num_blocks);  // drops what was there; throws std::bad_alloc
     void copy(int source, int destination);
+    void read(int block, uint8_t* data) const;  // block_bytes() of them
+    void write(int block, const uint8_t* data);
 
     uint8_t* keys(int block, int layer, int kv_head) const {
         return data_.get() + block * block_bytes_ + layer_offsets_[layer] + kv_head * head_bytes_[layer];

@@ -31,6 +31,7 @@ class FakeBackend:
     """
 
     name = "fake"
+    kv_layout = "fake 1"
 
     def __init__(self, *, vocab_size: int = VOCAB_SIZE, max_position_embeddings: int = 100_000) -> None:
         self.spec: Any = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=max_position_embeddings)
@@ -54,6 +55,19 @@ class FakeBackend:
         for source, destination in pairs.tolist():
             self._tokens[destination] = self._tokens[source]
             self._positions[destination] = self._positions[source]
+
+    def read_blocks(self, blocks: NDArray[np.int32]) -> NDArray[np.uint8]:
+        self._require_blocks(blocks)
+        stored = np.zeros((len(blocks), self.kv_bytes_per_block() // 4), np.int32)
+        stored[:, :BLOCK_SIZE], stored[:, BLOCK_SIZE : 2 * BLOCK_SIZE] = self._tokens[blocks], self._positions[blocks]
+        return stored.view(np.uint8)
+
+    def write_blocks(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        self._require_blocks(blocks)
+        if data.dtype != np.uint8 or data.shape != (len(blocks), self.kv_bytes_per_block()):
+            raise BackendError(f"{data.dtype} {data.shape} is not {len(blocks)} KV blocks")
+        stored = np.ascontiguousarray(data).view(np.int32)
+        self._tokens[blocks], self._positions[blocks] = stored[:, :BLOCK_SIZE], stored[:, BLOCK_SIZE : 2 * BLOCK_SIZE]
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         self._require_open()
@@ -88,6 +102,10 @@ class FakeBackend:
         if self.fail_on is not None and self.fail_on in context:
             raise BackendError(f"token {self.fail_on} makes the logits not finite")
         return self._patterns[crc32(context.tobytes()) % NUM_PATTERNS]
+
+    def _require_blocks(self, blocks: NDArray[np.int32]) -> None:
+        if not all(0 <= block < len(self._tokens) for block in blocks.tolist()):
+            raise BackendError(f"not all of {blocks} are KV blocks")
 
     def _require_open(self) -> None:
         if self.closed:

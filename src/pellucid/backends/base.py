@@ -20,6 +20,9 @@ class Backend(Protocol):
 
     name: str
     spec: ModelSpec
+    kv_layout: str
+    """What the bytes of a KV block mean: backend, version of its layout and arithmetic, dtype, block size. Of the same
+    model, bytes read under one layout may be written under an equal one, and only there."""
 
     def kv_bytes_per_block(self) -> int:
         """Bytes that one KV block (64 tokens, all layers) takes."""
@@ -35,6 +38,22 @@ class Backend(Protocol):
 
     def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
         """Copy KV blocks, all layers, in order; `pairs` is int32 [n, 2] of (source, destination)."""
+        ...
+
+    def read_blocks(self, blocks: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """The bytes of KV blocks, all layers: uint8 [n, kv_bytes_per_block], a row for each of `blocks`, int32 [n].
+
+        Raises:
+            BackendError: a block does not exist.
+        """
+        ...
+
+    def write_blocks(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        """Put into KV blocks what `read_blocks` gave under the same `kv_layout`.
+
+        Raises:
+            BackendError: a block does not exist, or `data` is not uint8 [n, kv_bytes_per_block]; nothing was written.
+        """
         ...
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.cpu import _native
-from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError, UnsupportedModelError
 from pellucid.core.processors import usable_processors
 from pellucid.models.spec import ModelSpec, tensor_shapes
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 ISA_VARIABLE = "PELLUCID_ISA"
 """Environment variable that forces an instruction set: amx, avx512, avx2 or portable."""
+
+_KV_LAYOUT_VERSION = 1
+"""Goes up when a KV block's bytes are laid out otherwise, or when the kernels come to other bits."""
 
 _PANEL_ROWS = 16
 _PACKED_AT_ONCE = 4 << 20  # bytes: what is in memory both as it lies in the file and packed
@@ -62,6 +65,7 @@ class CpuBackend:
         release: called with rows of a tensor's data once they are packed, so that their memory can go.
 
     Attributes:
+        kv_layout: see `backends.base.Backend`.
         isa: the instruction set that was chosen.
         threads: threads a step runs on.
         weight_bytes: bytes of packed weights that one decode step reads.
@@ -103,6 +107,8 @@ class CpuBackend:
         self.isa: str = self._model.isa
         self.threads: int = self._model.num_threads
         self.weight_bytes: int = self._model.weight_bytes
+        kernels = ", portable kernels" if self.isa == "portable" else ""  # the others agree to the bit
+        self.kv_layout = f"cpu {_KV_LAYOUT_VERSION}, {kv_cache_dtype}, {BLOCK_SIZE}-token blocks{kernels}"
         self._f16_kv_cache = kv_cache_dtype == "f16"
         self._logits = np.empty((0, spec.vocab_size), dtype=np.float32)
 
@@ -118,6 +124,20 @@ class CpuBackend:
 
     def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
         self._open().copy_blocks(pairs)
+
+    def read_blocks(self, blocks: NDArray[np.int32]) -> NDArray[np.uint8]:
+        data = np.empty((len(blocks), self.kv_bytes_per_block()), np.uint8)
+        try:
+            self._open().read_blocks(blocks, data)
+        except ValueError as error:
+            raise BackendError(f"cannot read KV blocks: {error}") from error
+        return data
+
+    def write_blocks(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        try:
+            self._open().write_blocks(blocks, np.ascontiguousarray(data))
+        except (TypeError, ValueError) as error:  # TypeError: another dtype or number of axes
+            raise BackendError(f"cannot write KV blocks: {error}") from error
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         rows = batch.logits_rows.shape[0]

@@ -22,6 +22,9 @@ from pellucid.weights.tensor import WeightTensor
 
 Array = NDArray[np.float32]
 
+_KV_LAYOUT_VERSION = 1
+"""Goes up when a KV block's bytes are laid out otherwise, or when the arithmetic comes to other bits."""
+
 
 def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: str = "f32") -> ReferenceBackend:
     """Decode the weights of `model_file` to float32 and make them ready to run.
@@ -63,6 +66,7 @@ class ReferenceBackend:
     ) -> None:
         self.spec = spec
         self._kv_cache = KVCache(spec, kv_cache_dtype)
+        self.kv_layout = f"reference {_KV_LAYOUT_VERSION}, {kv_cache_dtype}, {BLOCK_SIZE}-token blocks"
         self._weights = {name: _decode(name, tensor) for name, tensor in weights}
         num_threads = threads or os.cpu_count() or 1
         self._executor = ThreadPoolExecutor(num_threads, "reference") if num_threads > 1 else None
@@ -78,6 +82,14 @@ class ReferenceBackend:
     def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
         self._require_open()
         self._kv_cache.copy(pairs)
+
+    def read_blocks(self, blocks: NDArray[np.int32]) -> NDArray[np.uint8]:
+        self._require_open()
+        return self._kv_cache.read_blocks(blocks)
+
+    def write_blocks(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        self._require_open()
+        self._kv_cache.write_blocks(blocks, data)
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         self._require_open()

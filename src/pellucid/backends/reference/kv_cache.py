@@ -69,6 +69,27 @@ class KVCache:
             for source, destination in pairs.tolist():
                 layer[destination] = layer[source]
 
+    def read_blocks(self, blocks: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """uint8 [n, bytes_per_block] of `blocks`, int32 [n]: layer after layer."""
+        for block in blocks.tolist():
+            self._require_block(block)
+        return np.concatenate([layer[blocks].reshape(len(blocks), layer[0].size) for layer in self._layers], axis=1)
+
+    def write_blocks(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
+        """Put back what `read_blocks` gave."""
+        for block in blocks.tolist():
+            self._require_block(block)
+        if data.dtype != np.uint8 or data.shape != (len(blocks), self.bytes_per_block):
+            raise BackendError(
+                f"{len(blocks)} KV blocks take uint8 [{len(blocks)}, {self.bytes_per_block}], "
+                f"not {data.dtype} {list(data.shape)}"
+            )
+        start = 0
+        for layer in self._layers:
+            end = start + layer[0].size
+            layer[blocks] = data[:, start:end].reshape(len(blocks), *layer.shape[1:])
+            start = end
+
     def write(self, layer: int, block: int, offset: int, key: NDArray[np.float32], value: NDArray[np.float32]) -> None:
         """Store one token's `key` and `value`, float32 [num_key_value_heads, head_dim], at `offset` of `block`."""
         stored = self._block(layer, block)
@@ -81,10 +102,13 @@ class KVCache:
         return keys, values
 
     def _block(self, layer: int, block: int) -> NDArray[np.uint8]:
-        if not 0 <= block < self.num_blocks:
-            raise BackendError(f"KV block {block} was named, but {self.num_blocks} are allocated")
+        self._require_block(block)
         stored: NDArray[np.uint8] = self._layers[layer][block]
         return stored
+
+    def _require_block(self, block: int) -> None:
+        if not 0 <= block < self.num_blocks:
+            raise BackendError(f"KV block {block} was named, but {self.num_blocks} are allocated")
 
     def _block_shapes(self) -> list[tuple[int, ...]]:
         """uint8 [2 (key, value), num_key_value_heads, 64, bytes of a head] of each layer."""
