@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         StorageError,
         UnsupportedModelError,
     )
-    from pellucid.core.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenOutput
+    from pellucid.core.metrics import EngineMetrics, RequestMetrics
+    from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
     from pellucid.core.sampling_params import SamplingParams
     from pellucid.engine.llm import LLM
 
@@ -31,7 +32,8 @@ _HOME = {
     "SamplingParams": "pellucid.core.sampling_params",
     "CompletionOutput": "pellucid.core.outputs",
     "Logprob": "pellucid.core.outputs",
-    "RequestMetrics": "pellucid.core.outputs",
+    "EngineMetrics": "pellucid.core.metrics",
+    "RequestMetrics": "pellucid.core.metrics",
     "RequestOutput": "pellucid.core.outputs",
     "TokenOutput": "pellucid.core.outputs",
     "PellucidError": "pellucid.core.errors",
@@ -55,6 +57,7 @@ __all__ = [
     "CompletionOutput",
     "ContextLengthError",
     "DownloadError",
+    "EngineMetrics",
     "IntegrityError",
     "InvalidRequestError",
     "Logprob",

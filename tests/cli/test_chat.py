@@ -9,7 +9,8 @@ import pytest
 from pellucid import ContextLengthError, SamplingParams, TokenOutput
 from pellucid.cli import chat
 from pellucid.cli.main import main
-from pellucid.core.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from pellucid.core.metrics import RequestMetrics
+from pellucid.core.outputs import CompletionOutput, RequestOutput
 
 pytestmark = pytest.mark.filterwarnings("ignore:the native core is not installed")
 

@@ -1,7 +1,7 @@
 import pytest
 
 from pellucid.cli.timing import Timing
-from pellucid.core.outputs import RequestMetrics
+from pellucid.core.metrics import RequestMetrics
 
 METRICS = RequestMetrics(ttft=0.05, prefill=0.04, decode=0.5, prompt_tokens=40, output_tokens=51, decode_tokens=50)
 

@@ -9,7 +9,7 @@ from pellucid.estimate.speed import Utilization
 
 if TYPE_CHECKING:
     from pellucid import LLM
-    from pellucid.core.outputs import RequestMetrics
+    from pellucid.core.metrics import RequestMetrics
 
 
 @dataclass(frozen=True, slots=True)

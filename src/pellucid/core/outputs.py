@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pellucid.core.errors import PellucidError
+from pellucid.core.metrics import RequestMetrics
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """Why a sequence ended: an end-of-sequence token, stop token or stop string ("stop"); `max_tokens` or the context
@@ -46,43 +47,6 @@ class CompletionOutput:
     finish_reason: FinishReason
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
-
-
-@dataclass(slots=True)
-class RequestMetrics:
-    """Where a request's time went. Times in seconds.
-
-    Attributes:
-        queue: from arrival until first scheduled.
-        ttft: from arrival to the first token (time to first token); 0 if there was none.
-        prefill: from first scheduled to the first token.
-        decode: from the first token to the last.
-        prompt_tokens: tokens of the prompt.
-        cached_tokens: how many of them were found in the prefix cache.
-        output_tokens: tokens generated, over all continuations.
-        decode_tokens: those of them that were not the first of a continuation.
-        preemptions: how often a sequence was put back to make room for others.
-    """
-
-    queue: float = 0.0
-    ttft: float = 0.0
-    prefill: float = 0.0
-    decode: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    decode_tokens: int = 0
-    preemptions: int = 0
-
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens computed (not cached) a second; 0 if nothing was computed."""
-        return (self.prompt_tokens - self.cached_tokens) / self.prefill if self.prefill > 0 else 0.0
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        """Tokens a second after the first of each continuation; 0 if there were none."""
-        return self.decode_tokens / self.decode if self.decode > 0 else 0.0
 
 
 @dataclass(slots=True)

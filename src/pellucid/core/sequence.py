@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import Enum
 
 from pellucid.core.errors import PellucidError
-from pellucid.core.outputs import FinishReason, Logprob, RequestMetrics
+from pellucid.core.metrics import RequestMetrics
+from pellucid.core.outputs import FinishReason, Logprob
 from pellucid.core.sampling_params import SamplingParams
 
 
@@ -33,6 +34,7 @@ class Sequence:
         table_stamp: changes whenever `block_table` does; no two states of any sequences share one.
         max_length: number of tokens at which the sequence ends with "length".
         logprobs: one dictionary a generated token, or None.
+        token_times: when each token generated came, in seconds on the engine's clock.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class Sequence:
         "stop_reason",
         "table_stamp",
         "token_ids",
+        "token_times",
     )
 
     def __init__(self, group: SequenceGroup, index: int, max_length: int) -> None:
@@ -73,6 +76,7 @@ class Sequence:
         self.stop_reason: int | str | None = None
         self.error: PellucidError | None = None
         self.logprobs: list[dict[int, Logprob]] | None = None if group.sampling_params.logprobs is None else []
+        self.token_times: list[float] = []
 
     @property
     def num_tokens(self) -> int:
@@ -110,9 +114,11 @@ class SequenceGroup:
         stream: whether each token is reported as it comes.
         is_forked: whether each sequence goes its own way; until then the first stands for all.
         num_cached_tokens: prompt tokens that were found in the prefix cache.
+        num_computed_elsewhere: tokens computed for it beyond what its sequences count: plus those whose blocks were
+            given back, less those that came from the prefix cache or a fork.
         num_preemptions: how often a sequence of it had to give way.
         num_unfinished: how many of `sequences` have not ended.
-        arrival_time, first_scheduled_time, first_token_time, last_token_time: seconds on the engine's clock.
+        arrival_time, first_scheduled_time: seconds on the engine's clock.
     """
 
     __slots__ = (
@@ -121,10 +127,9 @@ class SequenceGroup:
         "cache_salt",
         "eos_token_ids",
         "first_scheduled_time",
-        "first_token_time",
         "is_forked",
-        "last_token_time",
         "num_cached_tokens",
+        "num_computed_elsewhere",
         "num_preemptions",
         "num_unfinished",
         "priority",
@@ -167,9 +172,8 @@ class SequenceGroup:
         self.stream = stream
         self.arrival_time = arrival_time
         self.first_scheduled_time: float | None = None
-        self.first_token_time: float | None = None
-        self.last_token_time: float | None = None
         self.num_cached_tokens = 0
+        self.num_computed_elsewhere = 0
         self.num_preemptions = 0
         max_length = max_model_len
         if sampling_params.max_tokens is not None:
@@ -182,17 +186,23 @@ class SequenceGroup:
     def metrics(self) -> RequestMetrics:
         """Times and counts so far."""
         output_tokens = [sequence.num_output_tokens for sequence in self.sequences]
+        decode_tokens = sum(count - 1 for count in output_tokens if count)
+        computed_tokens = self.num_computed_elsewhere + sum(sequence.num_computed_tokens for sequence in self.sequences)
         metrics = RequestMetrics(
             prompt_tokens=len(self.prompt_token_ids),
             cached_tokens=self.num_cached_tokens,
+            prefill_tokens=computed_tokens - decode_tokens,
             output_tokens=sum(output_tokens),
-            decode_tokens=sum(count - 1 for count in output_tokens if count),
+            decode_tokens=decode_tokens,
             preemptions=self.num_preemptions,
+            token_times=[sequence.token_times for sequence in self.sequences],
         )
         if self.first_scheduled_time is not None:
             metrics.queue = self.first_scheduled_time - self.arrival_time
-            if self.first_token_time is not None and self.last_token_time is not None:
-                metrics.ttft = self.first_token_time - self.arrival_time
-                metrics.prefill = self.first_token_time - self.first_scheduled_time
-                metrics.decode = self.last_token_time - self.first_token_time
+            begun = [times for times in metrics.token_times if times]
+            if begun:
+                first, last = min(times[0] for times in begun), max(times[-1] for times in begun)
+                metrics.ttft = first - self.arrival_time
+                metrics.prefill = first - self.first_scheduled_time
+                metrics.decode = last - first
         return metrics

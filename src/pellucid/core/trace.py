@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from pellucid.core.outputs import FinishReason, RequestMetrics
+from pellucid.core.metrics import RequestMetrics, StepTimes
+from pellucid.core.outputs import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class SequencePreempted:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """One step. Times in seconds.
+    """One step.
 
     Attributes:
         num_scheduled_tokens: tokens computed.
@@ -36,7 +37,7 @@ class StepDone:
         num_sampled_tokens: tokens chosen.
         num_running, num_waiting: sequences after the step.
         free_blocks, cached_blocks, used_blocks: the KV cache after the step.
-        schedule, forward, sample, postprocess: where the time went; input building counts as `schedule`.
+        times: where its time went.
     """
 
     num_scheduled_tokens: int
@@ -47,10 +48,7 @@ class StepDone:
     free_blocks: int
     cached_blocks: int
     used_blocks: int
-    schedule: float
-    forward: float
-    sample: float
-    postprocess: float
+    times: StepTimes
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from pellucid.core.config import (
     SchedulerConfig,
 )
 from pellucid.core.errors import BackendError, InvalidRequestError
+from pellucid.core.metrics import EngineMetrics
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
@@ -214,6 +215,10 @@ class LLM:
         """Forget every cached prefix, so that the next prompt is computed in full."""
         with self._exclusive():
             self._engine.scheduler.cache.reset_prefix_cache()
+
+    def metrics(self) -> EngineMetrics:
+        """The engine now: requests, tokens, KV blocks, and where the time of its steps went."""
+        return self._engine.metrics()
 
     def close(self) -> None:
         """Abort what runs and free weights, KV cache and threads. Further calls raise BackendError."""

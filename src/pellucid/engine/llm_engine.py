@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -19,7 +19,10 @@ from pellucid.core.errors import (
     ContextLengthError,
     InvalidRequestError,
     PellucidError,
+    QueueFullError,
 )
+from pellucid.core.metrics import EngineCounters, EngineMetrics, StepTimes
+from pellucid.core.outputs import RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.core.trace import RequestAdded, RequestFinished, SequencePreempted, StepDone, TraceSink
@@ -90,6 +93,8 @@ class LLMEngine:
         self._seed = seed
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
         self._output_processor = OutputProcessor(tokenizer, self.scheduler)
+        self._counters = EngineCounters()
+        self._times = StepTimes()
         self._model_runner = ModelRunner(
             backend,
             InputBuilder(
@@ -97,6 +102,8 @@ class LLMEngine:
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_model_len=max_model_len,
             ),
+            self._times,
+            clock,
         )
         self._groups: dict[str, SequenceGroup] = {}
         self._num_added = 0
@@ -196,7 +203,12 @@ class LLMEngine:
             cache_salt=cache_salt.encode("utf-8", "surrogatepass"),
             stream=stream,
         )
-        self.scheduler.add(group)
+        self._counters.requests_received += 1
+        try:
+            self.scheduler.add(group)
+        except QueueFullError:
+            self._counters.requests_refused += 1
+            raise
         self._num_added += 1
         self._groups[request_id] = group
         if self.trace is not None:
@@ -215,6 +227,20 @@ class LLMEngine:
     def has_unfinished(self) -> bool:
         return bool(self._groups)
 
+    def metrics(self) -> EngineMetrics:
+        """The engine now; from any thread."""
+        scheduler, pool = self.scheduler, self.scheduler.cache.pool
+        return EngineMetrics(
+            counters=replace(self._counters),
+            step_times=replace(self._times),
+            running_sequences=len(scheduler.running),
+            waiting_sequences=len(scheduler.waiting),
+            max_num_seqs=self._config.max_num_seqs,
+            free_blocks=pool.num_free,
+            cached_blocks=pool.num_cached,
+            used_blocks=pool.num_used,
+        )
+
     # Steps
 
     def step(self) -> StepOutput:
@@ -222,15 +248,19 @@ class LLMEngine:
 
         Never raises for what a request or the backend did: that is in the replies.
         """
+        times = self._times
+        before = None if self.trace is None else replace(times)
         start = self._clock()
         plan = self.scheduler.schedule(start)
-        scheduled = self._clock()
+        times.schedule += self._clock() - start
         output = StepOutput()
         self._refuse_expired(plan, output)
         self._compute(plan, output)
         self._close(output)
-        if self.trace is not None:
-            self._tell(self.trace, plan, start, scheduled)
+        self._count(plan, output)
+        times.total += self._clock() - start
+        if self.trace is not None and before is not None:
+            self._tell(self.trace, plan, times - before)
         return output
 
     def logits(self, token_ids: list[int]) -> NDArray[np.float32]:
@@ -294,6 +324,8 @@ class LLMEngine:
             self._recover(plan, error, output)
             return
         token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
+        self._counters.computed_tokens += plan.num_tokens
+        self._counters.output_tokens += len(token_ids)
         self.scheduler.postprocess(plan, token_ids)
         if sampled is not None:
             self._output_processor.process(plan.samples, token_ids, sampled, self._clock(), output)
@@ -303,7 +335,8 @@ class LLMEngine:
         if len(plan.sequences) > 1 and not plan.copies:
             for sequence in plan.sequences:
                 if not sequence.is_finished:
-                    self._compute(Plan([sequence], _samples_of(sequence, plan)), output)
+                    alone = Plan([sequence], _samples_of(sequence, plan), num_tokens=sequence.num_scheduled_tokens)
+                    self._compute(alone, output)
             return
         failure = error if isinstance(error, PellucidError) else BackendError(f"the step failed: {error!r}")
         failure.__cause__ = None if failure is error else error
@@ -321,17 +354,39 @@ class LLMEngine:
         """Forget the requests that ended; with the last one, every block must have come back."""
         for reply in output.finished:
             del self._groups[reply.request_id]
+            self._count_reply(reply)
             if self.trace is not None:
                 reasons = tuple(completion.finish_reason for completion in reply.outputs)
                 self.trace.emit(RequestFinished(reply.request_id, reasons, reply.metrics))
         if output.finished and not self._groups:
             self.scheduler.check_idle()
 
-    def _tell(self, trace: TraceSink, plan: Plan, start: float, scheduled: float) -> None:
+    def _count(self, plan: Plan, output: StepOutput) -> None:
+        counters = self._counters
+        if plan.sequences:
+            counters.steps += 1
+            counters.scheduled_sequences += len(plan.sequences)
+        counters.preemptions += len(plan.preempted)
+        counters.continuations += output.num_begun
+        for sequence in plan.admitted:
+            counters.prompt_tokens += sequence.num_prompt_tokens
+            counters.cached_tokens += sequence.group.num_cached_tokens
+
+    def _count_reply(self, reply: RequestOutput) -> None:
+        counters = self._counters
+        if isinstance(reply.error, QueueFullError):
+            counters.requests_refused += 1
+        elif reply.error is not None:
+            counters.requests_failed += 1
+        elif any(completion.finish_reason == "abort" for completion in reply.outputs):
+            counters.requests_aborted += 1
+        else:
+            counters.requests_finished += 1
+
+    def _tell(self, trace: TraceSink, plan: Plan, times: StepTimes) -> None:
         for sequence in plan.preempted:
             trace.emit(SequencePreempted(sequence.group.request_id, sequence.index, sequence.num_tokens))
-        pool, times = self.scheduler.cache.pool, self._model_runner.times
-        schedule = scheduled - start + times.build
+        pool = self.scheduler.cache.pool
         trace.emit(
             StepDone(
                 num_scheduled_tokens=plan.num_tokens,
@@ -342,10 +397,7 @@ class LLMEngine:
                 free_blocks=pool.num_free,
                 cached_blocks=pool.num_cached,
                 used_blocks=pool.num_used,
-                schedule=schedule,
-                forward=times.forward,
-                sample=times.sample,
-                postprocess=max(0.0, self._clock() - start - schedule - times.forward - times.sample),
+                times=times,
             )
         )
 

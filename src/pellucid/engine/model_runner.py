@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from time import perf_counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
 from pellucid.core.batch import SampledTokens, SamplingBatch
+from pellucid.core.metrics import StepTimes
 from pellucid.core.sequence import Sequence
 from pellucid.decoding.sampler import raw_logprobs
 from pellucid.engine.input_builder import InputBuilder
 
 
-@dataclass(slots=True)
-class StepTimes:
-    """Seconds the last step spent: `build` in making arrays, `forward` in the model, `sample` in choosing tokens."""
-
-    build: float = 0.0
-    forward: float = 0.0
-    sample: float = 0.0
-
-
 class ModelRunner:
     """One forward call and one sampling call a step, both on arrays that are reused.
 
-    Attributes:
-        times: of the last `execute`.
+    `times` is where the seconds of building, forward and sampling, on `clock`, are added up.
     """
 
-    def __init__(self, backend: Backend, input_builder: InputBuilder) -> None:
-        self.times = StepTimes()
+    def __init__(
+        self, backend: Backend, input_builder: InputBuilder, times: StepTimes, clock: Callable[[], float]
+    ) -> None:
+        self._times = times
         self._backend = backend
         self._input_builder = input_builder
+        self._clock = clock
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy KV blocks, in order; `copies` are (source, destination) pairs.
@@ -51,15 +45,17 @@ class ModelRunner:
         Raises:
             BackendError: the backend failed, or gave logits that are not finite.
         """
-        times = self.times
-        start = perf_counter()
+        times, clock = self._times, self._clock
+        start = clock()
         batch = self._input_builder.build(sequences, samples)
         sampling = self._input_builder.build_sampling(samples) if samples else None
-        built = perf_counter()
+        built = clock()
+        times.build += built - start
         logits = self._backend.forward(batch).logits
-        computed = perf_counter()
+        computed = clock()
+        times.forward += computed - built
         sampled = None if sampling is None else self._sample(logits, samples, sampling)
-        times.build, times.forward, times.sample = built - start, computed - built, perf_counter() - computed
+        times.sample += clock() - computed
         return sampled
 
     def _sample(self, logits: NDArray[np.float32], samples: list[Sequence], sampling: SamplingBatch) -> SampledTokens:

@@ -19,10 +19,12 @@ class StepOutput:
     Attributes:
         tokens: one for each token chosen for a streamed request, in order.
         finished: the terminal reply of every request that ended.
+        num_begun: how many continuations had their first token.
     """
 
     tokens: list[TokenOutput] = field(default_factory=list)
     finished: list[RequestOutput] = field(default_factory=list)
+    num_begun: int = 0
 
 
 class OutputProcessor:
@@ -41,9 +43,9 @@ class OutputProcessor:
         ended: dict[SequenceGroup, TokenOutput | None] = {}
         for row, (sequence, token_id) in enumerate(zip(samples, token_ids, strict=True)):
             group = sequence.group
-            if group.first_token_time is None:
-                group.first_token_time = now
-            group.last_token_time = now
+            if not sequence.token_times:
+                output.num_begun += 1
+            sequence.token_times.append(now)
             logprobs = None
             if sequence.logprobs is not None:
                 logprobs = self._logprobs(sequence, token_id, sampled, row)

@@ -27,6 +27,7 @@ class Plan:
         samples: whose next token is chosen: those of `sequences` that this step computes to the end, in that order.
             The first sequence of a group that is yet to fork stands there with all its siblings.
         copies: (source, destination) KV blocks to copy first, in order.
+        admitted: whose group is computed for the first time.
         preempted: who had to give way since the last step.
         expired: whose group waited too long and is ended, refused.
     """
@@ -34,6 +35,7 @@ class Plan:
     sequences: list[Sequence] = field(default_factory=list)
     samples: list[Sequence] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     expired: list[Sequence] = field(default_factory=list)
     num_tokens: int = 0
@@ -79,7 +81,7 @@ class Scheduler:
         plan = Plan()
         if self.waiting:
             self._expire(now, plan)
-            self._admit(now)
+            self._admit(now, plan)
         budget = self.config.max_num_batched_tokens
         running = self.running
         index = 0
@@ -140,8 +142,7 @@ class Scheduler:
             return
         if sequence.status is SequenceStatus.RUNNING:
             self._remove(self.running, sequence)
-            self._num_slots -= self._slots(sequence)
-            self.cache.free(sequence)
+            self._give_back(sequence)
         elif sequence.status is SequenceStatus.WAITING:
             self._remove(self.waiting, sequence)
         sequence.status = SequenceStatus.FINISHED
@@ -165,8 +166,7 @@ class Scheduler:
         if not self.running:
             return False
         sequence = self.running.pop()
-        self._num_slots -= self._slots(sequence)
-        self.cache.free(sequence)
+        self._give_back(sequence)
         sequence.group.num_preemptions += 1
         self._wait(sequence)
         self._preempted.append(sequence)
@@ -204,6 +204,12 @@ class Scheduler:
         """Places in a batch: a sequence yet to fork keeps those of its siblings."""
         return 1 if sequence.group.is_forked else len(sequence.group.sequences)
 
+    def _give_back(self, sequence: Sequence) -> None:
+        """Take back the place and the blocks of a sequence that ran."""
+        self._num_slots -= self._slots(sequence)
+        sequence.group.num_computed_elsewhere += sequence.num_computed_tokens
+        self.cache.free(sequence)
+
     def _wait(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.WAITING
         insort(self.waiting, sequence, key=_order)
@@ -224,7 +230,7 @@ class Scheduler:
                 )
                 plan.expired += self.finish_group(sequence.group, "error", error=error)
 
-    def _admit(self, now: float) -> None:
+    def _admit(self, now: float, plan: Plan) -> None:
         while self.waiting:
             head = self.waiting[0]
             if not self._has_budget(head):
@@ -237,9 +243,11 @@ class Scheduler:
                 blocks = self.cache.match(head)
             self._remove(self.waiting, head)
             self.cache.adopt(head, blocks)
+            head.group.num_computed_elsewhere -= head.num_computed_tokens
             if head.group.first_scheduled_time is None:
                 head.group.first_scheduled_time = now
                 head.group.num_cached_tokens = head.num_computed_tokens
+                plan.admitted.append(head)
             head.status = SequenceStatus.RUNNING
             insort(self.running, head, key=_order)
             self._num_slots += self._slots(head)
@@ -278,6 +286,7 @@ class Scheduler:
         first, *siblings = group.sequences
         for sibling in siblings:
             self.cache.fork(first, sibling)
+            group.num_computed_elsewhere -= sibling.num_computed_tokens
             sibling.status = SequenceStatus.RUNNING
             insort(self.running, sibling, key=_order)
         group.is_forked = True
