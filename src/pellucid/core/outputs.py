@@ -59,7 +59,7 @@ class RequestOutput:
         prompt_token_ids: what the model read.
         outputs: the continuations, by index.
         metrics: where the time went.
-        error: what made it fail, where a `finish_reason` is "error".
+        error: why it failed or was refused, where a `finish_reason` is "error".
         finished: always true; a RequestOutput is made once, at the end.
     """
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from collections.abc import Sequence as ListLike
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from pellucid.core.trace import TraceSink
 from pellucid.engine.interrupts import DeferInterrupt
 from pellucid.engine.llm_engine import Prompt
 from pellucid.engine.loading import load_engine
+from pellucid.engine.offline import GenerateStream, OfflineRun, paired
 from pellucid.engine.output_processor import StepOutput
 from pellucid.engine.progress import GenerateProgress
 from pellucid.engine.step_guard import guard_steps
@@ -152,6 +153,48 @@ class LLM:
         prompt_list = [prompts] if _is_one_prompt(prompts) else list(prompts)
         return self._run_all(prompt_list, sampling_params, progress)  # type: ignore[arg-type]
 
+    def generate_iter(
+        self,
+        prompts: Iterable[PromptLike],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        *,
+        total: int | None = None,
+        progress: bool = False,
+    ) -> GenerateStream:
+        """Continue prompts from any iterable, however many, in bounded memory.
+
+        Prompts are read ahead only as far as keeps the engine busy: at most 8 x `max_num_seqs` beyond the outputs given
+        back. Closing the iterator, or letting go of it, aborts what runs.
+
+        Args:
+            prompts: text or lists of token ids; a generator may make them as they are taken.
+            sampling_params: one for all, or an iterable of one for each prompt; None is SamplingParams().
+            total: how many prompts there are, for the progress bar; None asks `prompts`, if it knows.
+            progress: show a progress bar on standard error.
+
+        Yields:
+            One output a prompt, in order. A prompt that is refused or fails has `error` in its output and
+            "error" for `finish_reason`; the others go on.
+
+        Raises:
+            InvalidRequestError: at once, if `prompts` is one prompt or no iterable, or `sampling_params` is not valid;
+                from the iterator, if the sampling_params end before the prompts do or after them.
+            BackendError: from the iterator, once the LLM is closed.
+        """
+        if not isinstance(prompts, Iterable) or (_is_list_like(prompts) and _is_one_prompt(prompts)):
+            raise InvalidRequestError("prompts must be an iterable of prompts, and not one prompt", param="prompts")
+        if total is None and isinstance(prompts, Sized):
+            total = len(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = sampling_params or SamplingParams()
+            self._engine.check_params(sampling_params)
+        elif not isinstance(sampling_params, Iterable):
+            raise InvalidRequestError(
+                "sampling_params must be a SamplingParams or an iterable of them", param="sampling_params"
+            )
+        requests = paired(prompts, sampling_params)
+        return GenerateStream(self, requests, GenerateProgress(total, progress))
+
     def chat(
         self,
         messages: ListLike[Message] | ListLike[ListLike[Message]],
@@ -248,30 +291,15 @@ class LLM:
             self._engine.check_params(distinct)
         prepared = [self._prepare(prompt, index, len(prompts)) for index, prompt in enumerate(prompts)]
         replies: list[RequestOutput | None] = [None] * len(prompts)
-        index_of: dict[str, int] = {}
-        inbox: Inbox = deque()
-        begun = 0
-        max_ahead = 2 * self.config.scheduler.max_num_seqs
-        try:
-            with GenerateProgress(len(prompts), progress) as bar:
-                while len(index_of) or begun < len(prompts):
-                    with self._exclusive():
-                        while begun < len(prompts) and len(index_of) < max_ahead:
-                            index_of[self._add(prepared[begun], params[begun], inbox)] = begun
-                            begun += 1
-                        if not inbox:
-                            self._step()
-                    while inbox:
-                        reply = inbox.popleft()
-                        assert isinstance(reply, RequestOutput)
-                        if reply.error is not None:
-                            raise reply.error
-                        replies[index_of.pop(reply.request_id)] = reply
-                        bar.update(reply, self._engine)
-        finally:
-            with self._exclusive(closing=True):
-                for request_id in index_of:
-                    self._abort(request_id)
+        with (
+            GenerateProgress(len(prompts), progress) as bar,
+            OfflineRun(self, iter(zip(prepared, params, strict=True)), bar) as run,
+        ):
+            for index, reply in run:
+                if reply.error is not None:
+                    raise reply.error
+                replies[index] = reply
+                bar.advance()
         return [reply for reply in replies if reply is not None]
 
     @contextmanager
@@ -385,12 +413,16 @@ class TokenStream:
             self._llm._dropped.append(self.request_id)
 
 
+def _is_list_like(prompts: object) -> TypeGuard[str | ListLike[Any] | NDArray[Any]]:
+    return isinstance(prompts, (str, list, tuple, np.ndarray))
+
+
 def _is_one_prompt(prompts: object) -> bool:
     if isinstance(prompts, str):
         return True
     if isinstance(prompts, np.ndarray):
         return prompts.ndim == 1
-    if not isinstance(prompts, (list, tuple)):
+    if not _is_list_like(prompts):
         raise InvalidRequestError(
             f"prompts must be text, token ids, or a list of these, not {type(prompts).__name__}", param="prompts"
         )

@@ -1,0 +1,222 @@
+"""Many prompts through one LLM: read ahead as far as keeps the engine busy, and no further."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pellucid.core.errors import InvalidRequestError, PellucidError
+from pellucid.core.outputs import CompletionOutput, RequestOutput, TokenOutput
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.engine.llm_engine import Prompt
+from pellucid.engine.progress import GenerateProgress
+
+if TYPE_CHECKING:
+    from pellucid.engine.llm import LLM
+
+Request: TypeAlias = tuple[str | list[int] | Prompt, SamplingParams]
+
+IN_FLIGHT = 2
+"""Requests given to the engine, in multiples of the sequences that run at once: as many wait as run."""
+WINDOW = 8
+"""Requests of a GenerateStream that were taken and not yet given back, in the same multiples."""
+
+
+class OfflineRun:
+    """The terminal replies to requests, as they come; those of the requests ahead of them may come later.
+
+    A request that cannot be served gets a reply with its `error`, as one that fails does. An iterator of (number of the
+    request, reply) and a context manager: closing it, or letting go of it, aborts what runs.
+
+    Attributes:
+        num_taken: requests taken so far.
+        take_below: requests of this number and beyond are not taken yet.
+    """
+
+    def __init__(self, llm: LLM, requests: Iterator[Request], progress: GenerateProgress) -> None:
+        self.num_taken = 0
+        self.take_below: float = math.inf
+        self._llm = llm
+        self._requests = requests
+        self._progress = progress
+        self._inbox: deque[TokenOutput | RequestOutput] = deque()
+        self._refused: deque[tuple[int, RequestOutput]] = deque()
+        self._numbers: dict[str, int] = {}
+        self._max_in_flight = IN_FLIGHT * llm.config.scheduler.max_num_seqs
+        self._exhausted = False
+
+    def __iter__(self) -> OfflineRun:
+        return self
+
+    def __next__(self) -> tuple[int, RequestOutput]:
+        """Raises what the requests' iterator raises, and BackendError once the LLM is closed."""
+        while True:
+            if self._inbox:
+                reply = self._inbox.popleft()
+                assert isinstance(reply, RequestOutput)
+                self._progress.count(reply)
+                return self._numbers.pop(reply.request_id), reply
+            self._take()
+            if self._refused:
+                return self._refused.popleft()
+            if not self._numbers:
+                raise StopIteration
+            with self._llm._exclusive():
+                if not self._inbox:  # another thread may have made the step
+                    self._llm._step()
+            self._progress.refresh(self)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that run, those of other callers included."""
+        return len(self._llm._engine.scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait, those of other callers included."""
+        return len(self._llm._engine.scheduler.waiting)
+
+    def tokens_in_flight(self) -> tuple[int, int]:
+        """Prompt tokens read and tokens generated of the requests that have not ended."""
+        prompt_tokens = output_tokens = 0
+        scheduler = self._llm._engine.scheduler
+        for sequence in (*scheduler.running, *scheduler.waiting):
+            if sequence.group.request_id in self._numbers:
+                output_tokens += sequence.num_output_tokens
+                if sequence.index == 0:
+                    prompt_tokens += min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        return prompt_tokens, output_tokens
+
+    def close(self) -> None:
+        """Abort what runs."""
+        self._exhausted = True
+        with self._llm._exclusive(closing=True):
+            for request_id in self._numbers:
+                self._llm._abort(request_id)
+        self._numbers.clear()
+        self._inbox.clear()
+
+    def __enter__(self) -> OfflineRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._llm._dropped.extend(self._numbers)  # perhaps in the middle of a step: only leave a note
+
+    def _take(self) -> None:
+        """Take requests until the engine has enough of them, or one is refused."""
+        while not (self._exhausted or self._refused or len(self._numbers) >= self._max_in_flight):
+            if self.num_taken >= self.take_below:
+                return
+            try:
+                prompt, sampling_params = next(self._requests)  # foreign code: not under the engine's lock
+            except StopIteration:
+                self._exhausted = True
+                return
+            number = self.num_taken
+            self.num_taken += 1
+            try:
+                engine = self._llm._engine
+                engine.check_params(sampling_params)
+                prepared = prompt if isinstance(prompt, Prompt) else engine.prepare(prompt)
+            except InvalidRequestError as error:
+                self._refused.append((number, _refused(number, prompt, sampling_params, error)))
+                return
+            with self._llm._exclusive():
+                self._numbers[self._llm._add(prepared, sampling_params, self._inbox)] = number
+
+
+class GenerateStream:
+    """What `LLM.generate_iter` gives: one output a prompt, in order. An iterator and a context manager.
+
+    Work is done while an output is waited for. At most WINDOW x `max_num_seqs` prompts are taken ahead of the outputs
+    given back, however long the first of them takes. Closing it, or letting go of it, aborts what runs; so does an
+    exception that it raises.
+    """
+
+    def __init__(self, llm: LLM, requests: Iterator[Request], progress: GenerateProgress) -> None:
+        self._run = OfflineRun(llm, requests, progress)
+        self._progress = progress
+        self._window = WINDOW * llm.config.scheduler.max_num_seqs
+        self._run.take_below = self._window
+        self._held: dict[int, RequestOutput] = {}
+        self._wanted = 0
+        self._started = False
+
+    def __iter__(self) -> GenerateStream:
+        return self
+
+    def __next__(self) -> RequestOutput:
+        """Raises what the prompts' iterator raises, and BackendError once the LLM is closed."""
+        if not self._started:
+            self._started = True
+            self._progress.__enter__()
+        try:
+            while self._wanted not in self._held:
+                number, reply = next(self._run)
+                self._held[number] = reply
+                self._progress.advance()
+        except BaseException:
+            self.close()
+            raise
+        output = self._held.pop(self._wanted)
+        self._wanted += 1
+        self._run.take_below = self._wanted + self._window
+        return output
+
+    def close(self) -> None:
+        """Abort what runs; no output comes any more."""
+        self._run.close()
+        self._held.clear()
+        if self._started:
+            self._progress.stop()
+
+    def __enter__(self) -> GenerateStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._started:
+            self._progress.stop()
+
+
+def paired(
+    prompts: Iterable[str | list[int]], sampling_params: SamplingParams | Iterable[SamplingParams]
+) -> Iterator[Request]:
+    """Each prompt with its parameters; InvalidRequestError where one of them ends before the other."""
+    if isinstance(sampling_params, SamplingParams):
+        for prompt in prompts:
+            yield prompt, sampling_params
+        return
+    missing: Any = object()
+    for number, (prompt, params) in enumerate(zip_longest(prompts, sampling_params, fillvalue=missing)):
+        if prompt is missing or params is missing:
+            ended, other = ("prompts", "sampling_params") if prompt is missing else ("sampling_params", "prompts")
+            raise InvalidRequestError(
+                f"{ended} ended after {number}, and {other} went on: give one for all, or one for each",
+                param="sampling_params",
+            )
+        yield prompt, params
+
+
+def _refused(number: int, prompt: object, sampling_params: object, error: PellucidError) -> RequestOutput:
+    n = sampling_params.n if isinstance(sampling_params, SamplingParams) else 1
+    return RequestOutput(
+        request_id=f"refused-{number}",
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=[],
+        outputs=[CompletionOutput(index, "", [], "error") for index in range(n)],
+        error=error,
+    )
