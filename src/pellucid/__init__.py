@@ -11,6 +11,8 @@ if TYPE_CHECKING:
         CapacityError,
         ContextLengthError,
         DownloadError,
+        EngineClosedError,
+        EngineError,
         IntegrityError,
         InvalidRequestError,
         ModelFileError,
@@ -47,6 +49,8 @@ _HOME = {
     "IntegrityError": "pellucid.core.errors",
     "StorageError": "pellucid.core.errors",
     "BackendError": "pellucid.core.errors",
+    "EngineError": "pellucid.core.errors",
+    "EngineClosedError": "pellucid.core.errors",
     "CapacityError": "pellucid.core.errors",
 }
 
@@ -57,6 +61,8 @@ __all__ = [
     "CompletionOutput",
     "ContextLengthError",
     "DownloadError",
+    "EngineClosedError",
+    "EngineError",
     "EngineMetrics",
     "IntegrityError",
     "InvalidRequestError",

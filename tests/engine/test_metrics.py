@@ -93,12 +93,12 @@ def test_counts_are_those_of_what_was_computed() -> None:
         assert sum(getattr(metrics.counters, field) for metrics in totals) > 0, f"too tame: no {field}"
 
 
-@pytest.mark.parametrize("forgetful", ["_give_back", "_fork", "_admit"])
+@pytest.mark.parametrize("forgetful", ["_free", "_fork", "_admit"])
 def test_mutants_that_forget_to_count_are_caught(monkeypatch: pytest.MonkeyPatch, forgetful: str) -> None:
     original: Any = getattr(Scheduler, forgetful)
 
     def forget(self: Scheduler, *args: Any) -> None:
-        groups = {sequence.group for sequence in (*self.running, *self.waiting)}
+        groups = {sequence.group for sequence in (*self.running, *self.waiting, *self.paused)}
         before: dict[SequenceGroup, int] = {group: group.num_computed_elsewhere for group in groups}
         original(self, *args)
         for group, count in before.items():

@@ -92,6 +92,19 @@ class BackendError(PellucidError):
     code = "backend_failed"
 
 
+class EngineError(PellucidError):
+    """The engine itself failed in a step; the requests it had are lost, and it goes on with new ones."""
+
+    code = "engine_failed"
+
+
+class EngineClosedError(PellucidError):
+    """The engine takes no more requests: it is draining, or was shut down."""
+
+    status = 503
+    code = "engine_closed"
+
+
 class CapacityError(PellucidError):
     """Not enough memory for what was asked (KV blocks, weights)."""
 

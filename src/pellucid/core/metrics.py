@@ -128,6 +128,7 @@ class EngineMetrics:
         step_times: of all steps.
         running_sequences: in the batch.
         waiting_sequences: for a place in it.
+        paused_sequences: for whoever reads them.
         max_num_seqs: most sequences in one step.
         free_blocks, cached_blocks, used_blocks: the KV cache. Cached ones are free to whoever needs room.
     """
@@ -136,6 +137,7 @@ class EngineMetrics:
     step_times: StepTimes
     running_sequences: int
     waiting_sequences: int
+    paused_sequences: int
     max_num_seqs: int
     free_blocks: int
     cached_blocks: int

@@ -15,6 +15,8 @@ class SequenceStatus(Enum):
     """Waits for the first sequence of its group to compute the prompt; forked from it then."""
     WAITING = "waiting"
     RUNNING = "running"
+    PAUSED = "paused"
+    """Is not computed until it is resumed; keeps its KV blocks until somebody else needs them."""
     FINISHED = "finished"
 
 

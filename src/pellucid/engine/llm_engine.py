@@ -85,28 +85,37 @@ class LLMEngine:
             )
         self.max_model_len = max_model_len
         self.trace = trace
-        self.scheduler = Scheduler(config, CacheManager(num_blocks, enable_prefix_caching=enable_prefix_caching))
+        self._num_blocks = num_blocks
+        self._enable_prefix_caching = enable_prefix_caching
         self._config = config
         self._backend = backend
         self._tokenizer = tokenizer
         self._clock = clock
         self._seed = seed
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
-        self._output_processor = OutputProcessor(tokenizer, self.scheduler)
         self._counters = EngineCounters()
         self._times = StepTimes()
+        self._num_added = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Everything that changes from step to step, anew; its parts know each other's state and are made together."""
+        config = self._config
+        cache = CacheManager(self._num_blocks, enable_prefix_caching=self._enable_prefix_caching)
+        self.scheduler = Scheduler(config, cache)
+        self._output_processor = OutputProcessor(self._tokenizer, self.scheduler)
         self._model_runner = ModelRunner(
-            backend,
+            self._backend,
             InputBuilder(
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
-                max_model_len=max_model_len,
+                max_model_len=self.max_model_len,
             ),
             self._times,
-            clock,
+            self._clock,
         )
         self._groups: dict[str, SequenceGroup] = {}
-        self._num_added = 0
+        self._output = StepOutput()
 
     # Requests
 
@@ -219,13 +228,46 @@ class LLMEngine:
         group = self._groups.get(request_id)
         if group is None:
             return None
-        output = StepOutput()
+        output = self._output
         self._output_processor.finish_early(group, self.scheduler.finish_group(group, "abort"), output)
         self._close(output)
+        return self._take_output()
+
+    def pause(self, request_id: str) -> None:
+        """Compute nothing more of a request until `resume`; others take its place. No effect on an unknown one."""
+        group = self._groups.get(request_id)
+        if group is not None:
+            self.scheduler.pause(group)
+
+    def resume(self, request_id: str) -> None:
+        """Go on with a paused request. No effect on an unknown one, or one that is not paused."""
+        group = self._groups.get(request_id)
+        if group is not None:
+            self.scheduler.resume(group)
+
+    def reset(self, error: PellucidError) -> StepOutput:
+        """After `step` or `abort` raised, which is a defect: begin anew with an empty KV cache.
+
+        Returns:
+            What they had to tell until then, and the terminal reply of every unfinished request, failed with `error`.
+        """
+        output = self._output
+        replied = {reply.request_id for reply in output.finished}
+        for group in self._groups.values():
+            if group.request_id not in replied:
+                self._output_processor.fail(group, error, output)
+        for reply in output.finished:
+            if reply.request_id in self._groups:
+                self._forget(reply)
+        self._begin()
         return output
 
     def has_unfinished(self) -> bool:
         return bool(self._groups)
+
+    def has_work(self) -> bool:
+        """Whether a step would compute something: not while all requests are paused."""
+        return self.scheduler.has_work()
 
     def metrics(self) -> EngineMetrics:
         """The engine now; from any thread."""
@@ -235,6 +277,7 @@ class LLMEngine:
             step_times=replace(self._times),
             running_sequences=len(scheduler.running),
             waiting_sequences=len(scheduler.waiting),
+            paused_sequences=len(scheduler.paused),
             max_num_seqs=self._config.max_num_seqs,
             free_blocks=pool.num_free,
             cached_blocks=pool.num_cached,
@@ -253,7 +296,7 @@ class LLMEngine:
         start = self._clock()
         plan = self.scheduler.schedule(start)
         times.schedule += self._clock() - start
-        output = StepOutput()
+        output = self._output
         self._refuse_expired(plan, output)
         self._compute(plan, output)
         self._close(output)
@@ -261,7 +304,7 @@ class LLMEngine:
         times.total += self._clock() - start
         if self.trace is not None and before is not None:
             self._tell(self.trace, plan, times - before)
-        return output
+        return self._take_output()
 
     def logits(self, token_ids: list[int]) -> NDArray[np.float32]:
         """What the model expects after each token: float32 [len(token_ids), vocab_size].
@@ -305,7 +348,7 @@ class LLMEngine:
                 begin = sequence.num_computed_tokens
                 end = min(num_tokens, begin + LOGITS_CHUNK)
                 while not self.scheduler.cache.allocate(sequence, end - begin):
-                    if not self.scheduler.preempt_last():
+                    if self.scheduler.preempt_last() is None:
                         raise CapacityError(f"no KV blocks for {num_tokens} tokens", param="token_ids")
                 logits[begin:end] = self._backend.forward(_chunk(sequence, begin, end)).logits
                 sequence.num_computed_tokens = end
@@ -353,13 +396,20 @@ class LLMEngine:
     def _close(self, output: StepOutput) -> None:
         """Forget the requests that ended; with the last one, every block must have come back."""
         for reply in output.finished:
-            del self._groups[reply.request_id]
-            self._count_reply(reply)
-            if self.trace is not None:
-                reasons = tuple(completion.finish_reason for completion in reply.outputs)
-                self.trace.emit(RequestFinished(reply.request_id, reasons, reply.metrics))
+            self._forget(reply)
         if output.finished and not self._groups:
             self.scheduler.check_idle()
+
+    def _forget(self, reply: RequestOutput) -> None:
+        del self._groups[reply.request_id]
+        self._count_reply(reply)
+        if self.trace is not None:
+            reasons = tuple(completion.finish_reason for completion in reply.outputs)
+            self.trace.emit(RequestFinished(reply.request_id, reasons, reply.metrics))
+
+    def _take_output(self) -> StepOutput:
+        output, self._output = self._output, StepOutput()
+        return output
 
     def _count(self, plan: Plan, output: StepOutput) -> None:
         counters = self._counters

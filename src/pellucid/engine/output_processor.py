@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pellucid.core.batch import SampledTokens
+from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.scheduler import Scheduler
@@ -86,6 +87,21 @@ class OutputProcessor:
         output.finished.append(reply)
         if token is not None:
             token.request_output = reply
+
+    def fail(self, group: SequenceGroup, error: PellucidError, output: StepOutput) -> None:
+        """Add the terminal reply of a group that a defect left in an unknown state: its tokens, and the text that was
+        released."""
+        outputs = []
+        for sequence in group.sequences:
+            text = self._texts.get(sequence)
+            released = "" if text is None else text.text
+            tokens, logprobs = sequence.output_token_ids, sequence.logprobs
+            outputs.append(CompletionOutput(sequence.index, released, tokens, "error", None, logprobs))
+        reply = RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, outputs, group.metrics, error)
+        output.finished.append(reply)
+        if group.stream:
+            index = outputs[-1].index
+            output.tokens.append(TokenOutput(group.request_id, index, None, "", None, "error", request_output=reply))
 
     def _advance(self, sequence: Sequence, token_id: int) -> str:
         """The text that `token_id` releases; ends the sequence if it completes a stop string."""

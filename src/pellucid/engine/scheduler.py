@@ -48,10 +48,11 @@ class Scheduler:
     (priority, arrival), where the budget of each leaves one token for every sequence after it. Prefill, chunked
     prefill, decode and recompute after preemption are all this rule, and none of them can starve another.
 
-    `running` and `waiting` are always in that order. When blocks run out, the last running sequence is preempted: its
-    blocks go back (the full ones stay findable) and it waits to be computed again. A waiting sequence is admitted only
-    when the blocks for all its tokens are there beside what those running still need, or when nothing runs; one of
-    strictly better priority pushes out the last of the running.
+    `running`, `waiting` and `paused` are always in that order. When blocks run out, paused sequences give theirs, the
+    last one first, and then the last running sequence is preempted: its blocks go back (the full ones stay findable)
+    and it waits to be computed again. A waiting sequence is admitted only when the blocks for all its tokens are there
+    beside what those running still need, or when nothing runs; one of strictly better priority pushes out the last of
+    the running.
     """
 
     def __init__(self, config: SchedulerConfig, cache: CacheManager) -> None:
@@ -59,10 +60,15 @@ class Scheduler:
         self.cache = cache
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.paused: list[Sequence] = []
         self._num_slots = 0
         self._preempted: list[Sequence] = []
 
     def has_unfinished(self) -> bool:
+        return bool(self.running or self.waiting or self.paused)
+
+    def has_work(self) -> bool:
+        """Whether there is something to compute: unfinished sequences that are not paused."""
         return bool(self.running or self.waiting)
 
     def add(self, group: SequenceGroup) -> None:
@@ -71,10 +77,18 @@ class Scheduler:
         Raises:
             QueueFullError: the waiting queue is at its limit.
         """
-        limit = self.config.max_waiting
-        if limit is not None and len(self.waiting) >= limit:
-            raise QueueFullError(f"{len(self.waiting)} requests are waiting, which is the limit; try again later")
+        self.check_queue()
         self._wait(group.sequences[0])
+
+    def check_queue(self, num_coming: int = 0) -> None:
+        """Whether one more request may wait, `num_coming` others being on their way.
+
+        Raises:
+            QueueFullError: the waiting queue is at its limit.
+        """
+        limit, num_waiting = self.config.max_waiting, len(self.waiting) + num_coming
+        if limit is not None and num_waiting >= limit:
+            raise QueueFullError(f"{num_waiting} requests are waiting, which is the limit; try again later")
 
     def schedule(self, now: float = 0.0) -> Plan:
         """Decide the next step at `now` (seconds on the clock of `arrival_time`) and take the blocks it needs."""
@@ -140,11 +154,8 @@ class Scheduler:
         """End a sequence between two steps, whatever its state, and give back its blocks. No effect on ended ones."""
         if sequence.status is SequenceStatus.FINISHED:
             return
-        if sequence.status is SequenceStatus.RUNNING:
-            self._remove(self.running, sequence)
-            self._give_back(sequence)
-        elif sequence.status is SequenceStatus.WAITING:
-            self._remove(self.waiting, sequence)
+        self._leave(sequence)
+        self._free(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
@@ -161,16 +172,32 @@ class Scheduler:
             self.finish(sequence, reason, error=error)
         return unfinished
 
-    def preempt_last(self) -> bool:
-        """Put the last running sequence back to wait; False if nothing runs."""
-        if not self.running:
-            return False
-        sequence = self.running.pop()
-        self._give_back(sequence)
-        sequence.group.num_preemptions += 1
-        self._wait(sequence)
-        self._preempted.append(sequence)
-        return True
+    def pause(self, group: SequenceGroup) -> None:
+        """Between two steps: compute nothing more of a request until `resume`. Its places are free for others."""
+        for sequence in group.sequences:
+            if sequence.status in (SequenceStatus.RUNNING, SequenceStatus.WAITING):
+                self._leave(sequence)
+                sequence.status = SequenceStatus.PAUSED
+                insort(self.paused, sequence, key=_order)
+
+    def resume(self, group: SequenceGroup) -> None:
+        """Go on with a paused request: at once where it has its blocks still and there is a place, else as it waits."""
+        for sequence in group.sequences:
+            if sequence.status is SequenceStatus.PAUSED:
+                self._leave(sequence)
+                if sequence.num_computed_tokens and self._has_place(sequence):
+                    self._run(sequence)
+                else:
+                    if sequence.num_computed_tokens:
+                        self._preempt(sequence)
+                    self._wait(sequence)
+
+    def preempt_last(self) -> Sequence | None:
+        """Take the blocks of the last paused sequence that has any, or else of the last running one, which then waits;
+        None if there is no such sequence."""
+        if (paused := self._reclaim()) is not None or not self.running:
+            return paused
+        return self._preempt_last_running()
 
     def check_idle(self) -> None:
         """With nothing to do, nothing may be held. O(1).
@@ -180,8 +207,8 @@ class Scheduler:
         """
         if self.has_unfinished() or self._num_slots or self.cache.pool.num_used:
             raise CacheIntegrityError(
-                f"idle with {len(self.running)} running, {len(self.waiting)} waiting, {self._num_slots} places and "
-                f"{self.cache.pool.num_used} blocks held"
+                f"idle with {len(self.running)} running, {len(self.waiting)} waiting, {len(self.paused)} paused, "
+                f"{self._num_slots} places and {self.cache.pool.num_used} blocks held"
             )
 
     def check_integrity(self) -> None:
@@ -190,29 +217,67 @@ class Scheduler:
         Raises:
             CacheIntegrityError: a queue is out of order or counts wrong, or the block books do not balance.
         """
-        for queue, status in ((self.running, SequenceStatus.RUNNING), (self.waiting, SequenceStatus.WAITING)):
+        for queue, status in (
+            (self.running, SequenceStatus.RUNNING),
+            (self.waiting, SequenceStatus.WAITING),
+            (self.paused, SequenceStatus.PAUSED),
+        ):
             if queue != sorted(queue, key=_order) or any(sequence.status is not status for sequence in queue):
                 raise CacheIntegrityError(f"the {status.value} queue is out of order")
         if any(sequence.block_table for sequence in self.waiting):
             raise CacheIntegrityError("a waiting sequence holds blocks")
         if not self._num_slots == sum(map(self._slots, self.running)) <= self.config.max_num_seqs:
             raise CacheIntegrityError(f"{self._num_slots} places counted for {self.running}")
-        self.cache.check_integrity(self.running)
+        self.cache.check_integrity([*self.running, *self.paused])
 
     @staticmethod
     def _slots(sequence: Sequence) -> int:
         """Places in a batch: a sequence yet to fork keeps those of its siblings."""
         return 1 if sequence.group.is_forked else len(sequence.group.sequences)
 
-    def _give_back(self, sequence: Sequence) -> None:
-        """Take back the place and the blocks of a sequence that ran."""
-        self._num_slots -= self._slots(sequence)
-        sequence.group.num_computed_elsewhere += sequence.num_computed_tokens
-        self.cache.free(sequence)
-
     def _wait(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.WAITING
         insort(self.waiting, sequence, key=_order)
+
+    def _run(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.RUNNING
+        insort(self.running, sequence, key=_order)
+        self._num_slots += self._slots(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Take a sequence out of the queue it is in; if it ran, its places are free."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self._remove(self.running, sequence)
+            self._num_slots -= self._slots(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self._remove(self.waiting, sequence)
+        elif sequence.status is SequenceStatus.PAUSED:
+            self._remove(self.paused, sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        sequence.group.num_computed_elsewhere += sequence.num_computed_tokens
+        self.cache.free(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take the blocks of a sequence that is to be computed again."""
+        self._free(sequence)
+        sequence.group.num_preemptions += 1
+        self._preempted.append(sequence)
+
+    def _preempt_last_running(self) -> Sequence:
+        sequence = self.running[-1]
+        self._leave(sequence)
+        self._preempt(sequence)
+        self._wait(sequence)
+        return sequence
+
+    def _reclaim(self) -> Sequence | None:
+        """Take the blocks of the last paused sequence that has any; None if none has."""
+        for sequence in reversed(self.paused):
+            if sequence.num_computed_tokens:
+                self._preempt(sequence)
+                return sequence
+        return None
 
     @staticmethod
     def _remove(queue: list[Sequence], sequence: Sequence) -> None:
@@ -237,20 +302,19 @@ class Scheduler:
                 return
             blocks = self.cache.match(head)
             while not self._has_room(head, blocks):
-                if not self.running or self.running[-1].group.priority <= head.group.priority:
-                    return
-                self.preempt_last()
+                if not self._has_place(head) or self._reclaim() is None:
+                    if not self.running or self.running[-1].group.priority <= head.group.priority:
+                        return
+                    self._preempt_last_running()
                 blocks = self.cache.match(head)
-            self._remove(self.waiting, head)
+            self._leave(head)
             self.cache.adopt(head, blocks)
             head.group.num_computed_elsewhere -= head.num_computed_tokens
             if head.group.first_scheduled_time is None:
                 head.group.first_scheduled_time = now
                 head.group.num_cached_tokens = head.num_computed_tokens
                 plan.admitted.append(head)
-            head.status = SequenceStatus.RUNNING
-            insort(self.running, head, key=_order)
-            self._num_slots += self._slots(head)
+            self._run(head)
 
     def _has_budget(self, head: Sequence) -> bool:
         """Whether a step's tokens reach `head` after those that go before it."""
@@ -259,9 +323,12 @@ class Scheduler:
             claimed += sequence.num_tokens - sequence.num_computed_tokens if sequence.order < head.order else 1
         return claimed < self.config.max_num_batched_tokens
 
+    def _has_place(self, sequence: Sequence) -> bool:
+        return self._num_slots + self._slots(sequence) <= self.config.max_num_seqs
+
     def _has_room(self, head: Sequence, blocks: list[int]) -> bool:
         """Whether a place, and blocks for all of `head` beside what the running still need, are there."""
-        if self._num_slots + self._slots(head) > self.config.max_num_seqs:
+        if not self._has_place(head):
             return False
         if not self.running:
             return True
@@ -275,10 +342,8 @@ class Scheduler:
     def _allocate(self, sequence: Sequence, num_new_tokens: int) -> bool:
         """Blocks for the next tokens of a running sequence, at the cost of the last; False if it was the last."""
         while not self.cache.allocate(sequence, num_new_tokens):
-            if self.running[-1] is sequence:
-                self.preempt_last()
+            if self.preempt_last() is sequence:
                 return False
-            self.preempt_last()
         return True
 
     def _fork(self, group: SequenceGroup) -> None:
