@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from pellucid.core.errors import (
 )
 from pellucid.core.outputs import RequestOutput
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.core.sequence import SequenceGroup, SequenceStatus
 from pellucid.core.trace import RequestAdded, RequestFinished, StepDone, TraceEvent
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from tests.support.engines import CheckedEngine, answer_alone, make_engine
@@ -197,21 +199,41 @@ def test_salts_share_nothing() -> None:
         assert engine.replies.pop("x").metrics.cached_tokens == cached
 
 
+def moment(group: SequenceGroup) -> str:
+    """How far a request has come."""
+    first = group.sequences[0]
+    if group.first_scheduled_time is None:
+        return "queued"
+    if any(sequence.status is SequenceStatus.WAITING for sequence in group.sequences):
+        return "preempted"
+    if first.num_output_tokens == 0 and not first.is_finished:
+        return "in its prompt"
+    return "forked" if len(group.sequences) > 1 else "decoding"
+
+
 def test_a_thousand_aborts_leave_nothing_behind() -> None:
     rng = random.Random(0)
-    engine = make_engine(num_blocks=20, max_model_len=500)
-    for number in range(1000):
+    engine = make_engine(num_blocks=12, max_model_len=500, max_num_batched_tokens=40)
+    moments: Counter[str] = Counter()
+    number = 0
+    while moments.total() < 1000:
         engine.add_request(str(number), random_prompt(rng), random_params(rng), stream=rng.random() < 0.5)
-        for _ in range(rng.randrange(3)):
+        number += 1
+        for _ in range(rng.randrange(4)):
             engine.step()
+        if rng.random() < 0.1:
+            engine.scheduler.preempt_last()
         while len(engine._groups) > rng.randrange(12):
-            assert engine.abort(rng.choice(list(engine._groups))) is not None
+            victim = rng.choice(list(engine._groups))
+            moments[moment(engine._groups[victim])] += 1
+            assert engine.abort(victim) is not None
     for request_id in list(engine._groups):
         engine.abort(request_id)
     assert engine.scheduler.cache.pool.num_used == 0
-    assert len(engine.replies) == 1000
+    assert len(engine.replies) == number
     assert not engine._output_processor._texts
     assert engine.abort("7") is None
+    assert min(moments[name] for name in ("queued", "preempted", "in its prompt", "forked", "decoding")) > 10, moments
 
 
 def test_mutant_leak_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
