@@ -1,38 +1,39 @@
-"""The promise of the whole: a request's logits are the same to the bit whatever runs beside it, however scheduled.
-
-On real executors; the log-probabilities that are compared would show a difference in the last bit.
-"""
+"""The promise of the whole: a request's logits are the same to the bit whatever runs beside it, however scheduled."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
+from pellucid.backends.reference import backend as reference
 from pellucid.backends.registry import load_backend
-from pellucid.core.batch import ForwardBatch, ForwardOutput
-from pellucid.core.config import BackendConfig, SchedulerConfig
+from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.config import BackendConfig
 from pellucid.core.errors import BackendError
-from pellucid.core.outputs import CompletionOutput
-from pellucid.core.sampling_params import SamplingParams
+from pellucid.core.sequence import Sequence
+from pellucid.kvcache import cache_manager
+from pellucid.kvcache.cache_manager import CacheManager
+from pellucid.kvcache.prefix_cache import PrefixCache
+from pellucid.models.spec import AttentionSpec
 from pellucid.weights.loader import open_model
-from tests.support.engines import CheckedEngine
 from tests.support.fake_backend import VOCAB_SIZE
 from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
 from tests.support.tiny_models import write_tiny_model
 
-MAX_MODEL_LEN = 320
-Request = tuple[list[int], SamplingParams]
-Answer = list[CompletionOutput]
+MAX_PROMPT_LEN = 600
+MAX_MODEL_LEN = 640
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3"])
-def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf", request.param, vocab_size=VOCAB_SIZE)
+def tiny_model(folder: Path, architecture: str) -> Path:
+    return write_tiny_model(folder / "tiny.gguf", architecture, vocab_size=VOCAB_SIZE)
 
 
 def load(path: Path, name: Any, threads: int | None = None) -> Backend:
@@ -45,74 +46,165 @@ def load(path: Path, name: Any, threads: int | None = None) -> Backend:
             raise
 
 
-def answers(
-    backend: Backend, requests: list[Request], *, num_blocks: int = 200, preempt: float = 0.0, **options: Any
-) -> list[Answer]:
-    backend.allocate_kv_cache(num_blocks)
-    config = SchedulerConfig(options.pop("max_num_seqs", 16), options.pop("max_num_batched_tokens", 512))
-    engine = CheckedEngine(
-        backend, FakeTokenizer(), config, num_blocks=num_blocks, max_model_len=MAX_MODEL_LEN, **options
-    )
-    rng = random.Random(1)
-    for number, (prompt, params) in enumerate(requests):
-        engine.add_request(str(number), prompt, params)
-        for _ in range(rng.randrange(3)):
-            engine.step()
-            if rng.random() < preempt:
-                engine.scheduler.preempt_last()
-    engine.run()
-    return [engine.replies[str(number)].outputs for number in range(len(requests))]
+def requests_for(count: int, max_prompt_len: int = MAX_PROMPT_LEN) -> list[Request]:
+    stops = ["e", ("ab", "Q"), "z"]
+    return random_requests(count, VOCAB_SIZE, max_prompt_len=max_prompt_len, stops=stops, max_tokens=(1, 4, 12, 40))
 
 
-def random_requests(count: int) -> list[Request]:
-    rng = random.Random(2)
-    shared = [rng.randrange(VOCAB_SIZE) for _ in range(200)]
-    requests: list[Request] = []
-    for _ in range(count):
-        prompt = shared[: rng.choice([0, 0, 64, 130, 200])] + [
-            rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 60))
-        ]
-        params = SamplingParams(
-            max_tokens=rng.choice([1, 4, 12]),
-            temperature=rng.choice([0.0, 0.9]),
-            seed=rng.randrange(2**64),
-            n=rng.choice([1, 1, 1, 2]),
-            logprobs=2,
-            ignore_eos=True,
-            detokenize=False,
-        )
-        requests.append((prompt, params))
-    return requests
+def alone(backend: Backend, requests: list[Request]) -> Run:
+    return run_alone(backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN)
 
 
-@pytest.mark.parametrize("name", ["reference", "cpu"])
-def test_every_schedule_gives_the_same_bits(model_path: Path, name: str) -> None:
-    requests = random_requests(12 if name == "reference" else 60)
-    backend = load(model_path, name, threads=2)
-    alone = [
-        answers(backend, [request], enable_prefix_caching=False, max_num_seqs=2, max_num_batched_tokens=512)[0]
-        for request in requests
-    ]
-    assert answers(backend, requests) == alone
-    assert answers(backend, requests, max_num_batched_tokens=16) == alone
-    assert answers(backend, requests, max_num_seqs=3, max_num_batched_tokens=37, enable_prefix_caching=False) == alone
-    assert answers(backend, requests, num_blocks=8, preempt=0.2) == alone
+def scheduled(backend: Backend, requests: list[Request], schedule: str) -> Run:
+    return run(backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN, **SCHEDULES[schedule])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_every_schedule_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
+    requests = requests_for(200)
+    path = tiny_model(tmp_path, architecture)
+    backend = load(path, "cpu", threads=1)
+    wanted = alone(backend, requests)
+    runs = {schedule: scheduled(backend, requests, schedule) for schedule in SCHEDULES}
     backend.close()
-    other = load(model_path, name, threads=1)
-    assert answers(other, requests, max_num_batched_tokens=100) == alone
-    other.close()
+    backend = load(path, "cpu", threads=2)
+    runs["two threads"] = scheduled(backend, requests, "batched")
+    backend.close()
+    for name, got in runs.items():
+        assert got.answers == wanted.answers, name
+        assert got.logits == wanted.logits, name
+    # They would prove little if none of these happened.
+    assert runs["batched"].most_running > 60
+    assert runs["preempted"].num_preemptions > 100
+    assert runs["cached"].num_cached_tokens > 10_000
+    reasons = [output.finish_reason for answer in wanted.answers for output in answer]
+    assert reasons.count("stop") > 10 < reasons.count("length")
 
 
-def test_mutant_batch_dependent_bits_are_caught(model_path: Path) -> None:
-    """Logits that differ by one unit in the last place when a sequence is not alone."""
-    backend = load(model_path, "reference")
-    requests = random_requests(6)
-    alone = [answers(backend, [request])[0] for request in requests]
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_the_reference_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
+    requests = requests_for(5, max_prompt_len=150)
+    path = tiny_model(tmp_path, architecture)
+    backend = load(path, "reference", threads=1)
+    wanted = alone(backend, requests)
+    for schedule in SCHEDULES:
+        assert scheduled(backend, requests, schedule) == wanted, schedule
+    backend.close()
+    assert scheduled(load(path, "reference", threads=2), requests, "batched") == wanted
+
+
+# Mutants
+
+
+def split_attend(num_parts: Callable[[], int]) -> Callable[..., NDArray[np.float32]]:
+    """Attention that folds as many runs of tokens as it is told, as a kernel does that splits them over threads."""
+
+    def attend(
+        query: NDArray[np.float32], position: int, read_block: reference.ReadBlock, attention: AttentionSpec
+    ) -> NDArray[np.float32]:
+        blocks = range(position // BLOCK_SIZE + 1)
+        read = [read_block(block, slice(0, min(position + 1 - block * BLOCK_SIZE, BLOCK_SIZE))) for block in blocks]
+        keys, values = (np.concatenate(tensors, axis=1) for tensors in zip(*read, strict=True))
+        heads = query.reshape(attention.num_key_value_heads, -1, attention.head_dim)
+        scores = np.einsum("kgd,ktd->kgt", heads, keys) * np.float32(attention.scale)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        total: Any = 0
+        weighted: Any = 0
+        for tokens in np.array_split(np.arange(position + 1), num_parts()):
+            total += weights[..., tokens].sum(axis=-1, keepdims=True)
+            weighted += np.einsum("kgt,ktd->kgd", weights[..., tokens], values[:, tokens])
+        return (weighted / total).reshape(query.shape)
+
+    return attend
+
+
+def test_mutant_attention_split_by_threads_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    threads = [1]
+    monkeypatch.setattr(reference, "attend", split_attend(lambda: threads[0]))
+    backend = load(tiny_model(tmp_path, "llama"), "reference", threads=1)
+    requests = requests_for(8, max_prompt_len=150)
+    one, same = scheduled(backend, requests, "batched"), scheduled(backend, requests, "batched")
+    threads[0] = 2
+    two = scheduled(backend, requests, "batched")
+    assert one == same
+    assert one.logits != two.logits
+
+
+def test_mutant_attention_split_by_the_size_of_the_batch_is_caught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backend = load(tiny_model(tmp_path, "llama"), "reference", threads=1)
+    forward = backend.forward
+    num_tokens = [0]
+
+    def counted(batch: ForwardBatch) -> ForwardOutput:
+        num_tokens[0] = batch.num_tokens
+        return forward(batch)
+
+    monkeypatch.setattr(reference, "attend", split_attend(lambda: 1 if num_tokens[0] > 16 else 4))
+    monkeypatch.setattr(backend, "forward", counted)
+    requests = requests_for(8, max_prompt_len=150)
+    assert scheduled(backend, requests, "chunked").logits != alone(backend, requests).logits
+
+
+def rounding_by_neighbours(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     forward = backend.forward
 
     def mutant(batch: ForwardBatch) -> ForwardOutput:
         logits = forward(batch).logits
         return ForwardOutput(np.nextafter(logits, np.inf, dtype=np.float32) if batch.num_seqs > 1 else logits)
 
-    backend.forward = mutant  # type: ignore[method-assign]
-    assert answers(backend, requests) != alone
+    monkeypatch.setattr(backend, "forward", mutant)
+
+
+def draw_by_row(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    sample = backend.sample
+
+    def mutant(logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
+        return sample(logits, replace(sampling, sequence_index=np.arange(sampling.num_rows, dtype=np.uint32)))
+
+    monkeypatch.setattr(backend, "sample", mutant)
+
+
+def block_found_whatever_came_before_it(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    monkeypatch.setattr(cache_manager, "chain_digest", lambda parent, tokens: tokens)
+    monkeypatch.setattr(PrefixCache, "find", lambda self, digest, parent, tokens: self._block_of.get(digest))
+
+
+def token_forgotten_after_preemption(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    adopt = CacheManager.adopt
+
+    def mutant(self: CacheManager, sequence: Sequence, *arguments: Any) -> None:
+        adopt(self, sequence, *arguments)
+        if sequence.group.num_preemptions and sequence.num_tokens - sequence.num_computed_tokens > 1:
+            sequence.num_computed_tokens += 1
+
+    monkeypatch.setattr(CacheManager, "adopt", mutant)
+
+
+def fork_without_copy(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    monkeypatch.setattr(backend, "copy_blocks", lambda pairs: None)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "schedule"),
+    [
+        (rounding_by_neighbours, "batched"),
+        (draw_by_row, "batched"),
+        (block_found_whatever_came_before_it, "cached"),
+        (token_forgotten_after_preemption, "preempted"),
+        (fork_without_copy, "batched"),
+    ],
+)
+def test_mutants_are_caught(
+    mutate: Callable[[pytest.MonkeyPatch, Backend], None],
+    schedule: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    backend = load(tiny_model(tmp_path, "llama"), "cpu", threads=1)
+    requests = requests_for(60)
+    wanted = alone(backend, requests)
+    assert scheduled(backend, requests, schedule) == wanted
+    mutate(monkeypatch, backend)
+    assert scheduled(backend, requests, schedule) != wanted

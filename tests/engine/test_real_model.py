@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from pellucid import LLM, ModelNotFoundError, SamplingParams
-from pellucid.core.outputs import CompletionOutput
 from pellucid.weights.catalog import resolve
+from tests.support.schedules import SCHEDULES, random_requests, run, run_alone
 
 MODEL = "smollm2-135m-instruct"
 
@@ -47,27 +46,13 @@ def test_a_chat_ends_by_itself(llm: LLM) -> None:
 
 
 def test_schedules_never_change_a_bit(llm: LLM) -> None:
-    rng = random.Random(0)
-    words = ["the", "sea", "light", "of", "a", "quiet", "house", "under", "old", "stars", "and", "rain"]
-    shared = " ".join(rng.choices(words, k=150))
-    prompts = [shared[: rng.choice([0, 500])] + " ".join(rng.choices(words, k=rng.randrange(1, 40))) for _ in range(12)]
-    params = [
-        SamplingParams(max_tokens=20, temperature=rng.choice([0.0, 0.9]), seed=number, logprobs=1, ignore_eos=True)
-        for number in range(12)
-    ]
-
-    def run(llm: LLM) -> list[list[CompletionOutput]]:
-        return [output.outputs for output in llm.generate(prompts, params)]
-
-    alone = []
-    for prompt, each in zip(prompts, params, strict=True):
-        llm.reset_prefix_cache()
-        alone.append(llm.generate(prompt, each)[0].outputs)
-    assert run(llm) == alone
-    for options in (
-        {"threads": 1},
-        {"max_num_seqs": 5, "max_num_batched_tokens": 17},
-        {"max_model_len": 256, "kv_cache_memory": 12_000_000},
-    ):
-        with load(**options) as other:
-            assert run(other) == alone
+    requests = random_requests(60, 40_000, max_prompt_len=600, stops=[" the", ("e", "a")], max_tokens=(1, 8, 24))
+    options = {"max_model_len": 640}
+    wanted = run_alone(llm.backend, llm.tokenizer, requests, **options)
+    for name, schedule in SCHEDULES.items():
+        got = run(llm.backend, llm.tokenizer, requests, **options, **schedule)
+        assert got.answers == wanted.answers, name
+        assert got.logits == wanted.logits, name
+    with load(threads=1) as other:
+        got = run(other.backend, other.tokenizer, requests, **options, **SCHEDULES["batched"])
+        assert got == wanted
