@@ -1,7 +1,9 @@
 """Where rounding activations to int8 costs accuracy: mean KL to f32 with the inputs of one kind of matrix rounded.
 
 Runs the reference executor, whose weights are the file's own and whose arithmetic is f32, and rounds inputs as the
-native core does: blocks of 32, symmetric int8, in one or two terms (docs/kernels.md).
+native core does: blocks of 32, symmetric int8, and where they are refined a second byte for the blocks that err most
+(docs/kernels.md). The last columns are the share of blocks refined, and of blocks refined in one of 8 successive rows,
+which is what it costs.
 
 usage: rounding.py FILE.gguf [--text FILE] [--max-tokens 200]
 """
@@ -27,34 +29,53 @@ KINDS = {
     "down": ("down_proj",),
     "head": ("lm_head", "embed_tokens"),
 }
-EVERYTHING = dict.fromkeys(KINDS, 1)
-CASES: dict[str, dict[str, int]] = {
-    **{f"{kind} alone": {kind: 1} for kind in KINDS},
-    "all, one term": EVERYTHING,
-    "all, two terms in QKV, down and head": {**EVERYTHING, "QKV": 2, "down": 2, "head": 2},
+REFINE_ABOVE = 2.0  # times the row's mean squared scale, as in native/activation_buffer.cpp
+TILE_ROWS = 8
+PLAIN = dict.fromkeys(KINDS, False)
+CASES: dict[str, dict[str, bool]] = {
+    **{f"{kind} alone": {kind: False} for kind in KINDS},
+    "all": PLAIN,
+    "all, QKV refined": {**PLAIN, "QKV": True},
+    "all, QKV, gate and up refined": {**PLAIN, "QKV": True, "gate and up": True},
+    "all, QKV, gate, up and head refined": {**PLAIN, "QKV": True, "gate and up": True, "head": True},
+    "all refined": dict.fromkeys(KINDS, True),
 }
 
 
 class RoundedInputs(ReferenceBackend):
-    """The reference executor with inputs rounded: `terms` names how often, by kind of matrix."""
+    """The reference executor with inputs rounded: `rounding` names the kinds of matrix, and whether to refine.
 
-    terms: Mapping[str, int] = {}
+    Attributes:
+        refined: for each product, which blocks were refined: bool [rows, blocks].
+    """
+
+    rounding: Mapping[str, bool] = {}
+    refined: list[NDArray[np.bool_]]
 
     def _linear(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         for kind, names in KINDS.items():
-            if name.split(".")[-1] in names:
-                x = rounded(x, self.terms.get(kind, 0))
+            if name.split(".")[-1] in names and kind in self.rounding:
+                x, refined = rounded(x, self.rounding[kind])
+                if self.rounding[kind]:
+                    self.refined.append(refined)
         return super()._linear(x, name)
 
 
-def rounded(x: NDArray[np.float32], terms: int) -> NDArray[np.float32]:
-    """`x` [rows, columns] as `terms` int8 terms stand for it; as it is for 0."""
-    if terms == 0:
-        return x
+def rounded(x: NDArray[np.float32], refine: bool) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """`x` [rows, columns] as its int8 form stands for it, and which of its blocks have a second byte."""
     blocks = x.reshape(x.shape[0], -1, 32)
     largest = np.maximum(np.abs(blocks).max(-1, keepdims=True), np.finfo(np.float32).tiny)
-    first = (np.rint(blocks * (127 / largest)) * (largest / 127)).astype(np.float32).reshape(x.shape)
-    return first + rounded(x - first, terms - 1) if terms > 1 else first
+    scale = largest / np.float32(127)
+    levels = np.rint(blocks * (np.float32(127) / largest))
+    low = np.clip(np.rint((blocks - levels * scale) * (256 / scale)), -127, 127)
+    squares = scale.astype(np.float64) ** 2
+    refined = (squares > REFINE_ABOVE * squares.mean(1, keepdims=True)) & refine
+    return ((levels + np.where(refined, low / 256, 0)) * scale).astype(np.float32).reshape(x.shape), refined[..., 0]
+
+
+def share_of_tiles(refined: NDArray[np.bool_]) -> float:
+    whole = len(refined) // TILE_ROWS * TILE_ROWS
+    return float(refined[:whole].reshape(-1, TILE_ROWS, refined.shape[1]).any(1).mean())
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -85,13 +106,19 @@ def main() -> None:
         logits_rows=positions,
     )
     exact = log_softmax(backend.forward(batch).logits)
-    print(f"{args.file.name}, {num_tokens} tokens of {args.text.name}\n{'inputs rounded':38s} mean KL    top-1")
-    for name, terms in CASES.items():
-        backend.terms = terms
+    print(f"{args.file.name}, {num_tokens} tokens of {args.text.name}")
+    print(f"{'inputs rounded':38s} mean KL    top-1   blocks  tiles")
+    for name, rounding in CASES.items():
+        backend.rounding, backend.refined = rounding, []
         found = log_softmax(backend.forward(batch).logits)
         divergence = (np.exp(exact) * (exact - found)).sum(-1).mean()
         agreement = (exact.argmax(-1) == found.argmax(-1)).mean()
-        print(f"{name:38s} {divergence:.5f}   {agreement:.4f}", flush=True)
+        line = f"{name:38s} {divergence:.5f}   {agreement:.4f}"
+        if backend.refined:
+            blocks = np.mean([refined.mean() for refined in backend.refined])
+            tiles = np.mean([share_of_tiles(refined) for refined in backend.refined])
+            line += f"  {blocks:6.1%} {tiles:6.1%}"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

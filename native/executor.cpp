@@ -14,14 +14,10 @@ constexpr int kQueryRowsPerTile = 96;  // query rows that share one pass over th
 constexpr int kTasksPerThread = 8;
 constexpr int kFoldAloneBlocks = 8;  // up to so many KV blocks threads repeat the fold rather than share it
 
-// Int8 terms that stand for an input (ActivationBuffer). There are two where rounding to one costs the most accuracy
-// and a second costs decoding, which waits for the weights, next to nothing; figures in docs/kernels.md.
-constexpr int kQkvTerms = 2;
-constexpr int kOutputTerms = 1;
-constexpr int kGateUpTerms = 1;
-constexpr int kDownTerms = 2;
-constexpr int kHeadTerms = 2;
-constexpr int kMaxTerms = 2;
+// The inputs in which rounding costs the most accuracy, for what refining them costs; figures in docs/kernels.md.
+constexpr Rounding kQkvRounding = Rounding::kRefined;
+constexpr Rounding kGateUpRounding = Rounding::kRefined;
+constexpr Rounding kHeadRounding = Rounding::kRefined;
 
 // The forms of an input that the matrices which read it want.
 struct Forms {
@@ -57,73 +53,6 @@ float* FloatBuffer::reserve(size_t size) {
         capacity_ = size;
     }
     return data();
-}
-
-void ActivationBuffer::resize(int rows, int cols, bool quantized, bool f32, int terms) {
-    quantized_ = quantized;
-    f32_ = f32;
-    terms_ = terms;
-    const size_t padded_rows = (static_cast<size_t>(rows) * terms + kRowGroup - 1) / kRowGroup * kRowGroup;
-    const size_t size = padded_rows * cols;
-    const size_t blocks = size / kQuantBlockSize;
-    if (quantized && size > quant_capacity_) {
-        q_ = allocate_aligned(size);
-        scale_ = allocate_aligned(blocks * sizeof(float));
-        sum_ = allocate_aligned(blocks * sizeof(int32_t));
-        scaled_sum_ = allocate_aligned(blocks * sizeof(float));
-        quant_capacity_ = size;
-    }
-    const size_t values = static_cast<size_t>(rows) * cols;
-    if (f32 && values > f32_capacity_) {
-        values_ = allocate_aligned(values * sizeof(float));
-        f32_capacity_ = values;
-    }
-}
-
-Activations ActivationBuffer::view(int cols) const {
-    Activations view;
-    view.cols = cols;
-    view.f32 = reinterpret_cast<const float*>(values_.get());
-    view.f32_stride = cols;
-    view.q = reinterpret_cast<const int8_t*>(q_.get());
-    view.scale = reinterpret_cast<const float*>(scale_.get());
-    view.sum = reinterpret_cast<const int32_t*>(sum_.get());
-    view.scaled_sum = reinterpret_cast<const float*>(scaled_sum_.get());
-    return view;
-}
-
-void ActivationBuffer::store(const VectorKernels& kernels, int cols, int row, int begin, const float* x, int n) {
-    if (f32_) {
-        float* values = reinterpret_cast<float*>(values_.get());
-        std::memcpy(values + static_cast<int64_t>(row) * cols + begin, x, n * sizeof(float));
-    }
-    if (!quantized_) return;
-    int8_t* q = reinterpret_cast<int8_t*>(q_.get());
-    float* scale = reinterpret_cast<float*>(scale_.get());
-    int32_t* sum = reinterpret_cast<int32_t*>(sum_.get());
-    float* scaled_sum = reinterpret_cast<float*>(scaled_sum_.get());
-    const auto quantize = [&](const float* from, int size, int64_t index) {
-        kernels.quantize(from, size, kRowGroup, q + index * kQuantBlockSize, scale + index, sum + index,
-                         scaled_sum + index);
-    };
-    const int64_t first = view(cols).block_index(terms_ * row) + int64_t{begin / kQuantBlockSize} * kRowGroup;
-    quantize(x, n, first);
-    if (terms_ == 1) return;
-    // The second term's row is in the first one's group.
-    constexpr int kStep = 128;
-    for (int i = 0; i < n; i += kStep) {
-        float rest[kStep];
-        const int size = std::min(kStep, n - i);
-        const int64_t index = first + int64_t{i / kQuantBlockSize} * kRowGroup;
-        for (int block = 0; block < size / kQuantBlockSize; ++block) {
-            const int64_t at = index + int64_t{block} * kRowGroup;
-            for (int j = 0; j < kQuantBlockSize; ++j) {
-                const int k = block * kQuantBlockSize + j;
-                rest[k] = x[i + k] - scale[at] * static_cast<float>(q[at * kQuantBlockSize + j]);
-            }
-        }
-        quantize(rest, size, index + 1);
-    }
 }
 
 Executor::Executor(Model& model, KvCache& kv_cache, ThreadPool& pool, const InstructionSet& isa)
@@ -196,23 +125,21 @@ void Executor::prepare(const Batch& batch) {
     part_sum_.reserve(part_rows);
     part_out_.reserve(part_rows * max_head_dim);
     const int rows = batch.num_tokens;
-    qkv_input_.resize(rows, hidden_size, qkv.quantized, qkv.f32, kQkvTerms);
-    o_input_.resize(rows, max_query_size, o.quantized, o.f32, kOutputTerms);
-    mlp_input_.resize(rows, hidden_size, mlp.quantized, mlp.f32, kGateUpTerms);
-    down_input_.resize(rows, max_intermediate, down.quantized, down.f32, kDownTerms);
-    head_input_.resize(batch.num_logits, hidden_size, head.quantized, head.f32, kHeadTerms);
-    const size_t scratch_rows = kMaxTerms * static_cast<size_t>(std::max(rows, batch.num_logits));
+    qkv_input_.resize(rows, hidden_size, qkv.quantized, qkv.f32, kQkvRounding);
+    o_input_.resize(rows, max_query_size, o.quantized, o.f32);
+    mlp_input_.resize(rows, hidden_size, mlp.quantized, mlp.f32, kGateUpRounding);
+    down_input_.resize(rows, max_intermediate, down.quantized, down.f32);
+    head_input_.resize(batch.num_logits, hidden_size, head.quantized, head.f32, kHeadRounding);
     const size_t query_rows = std::max(kQueryRowsPerTile, max_group);
     for (Scratch& scratch : scratch_) {
         scratch.hidden.reserve(hidden_size);
-        scratch.qkv_input.resize(1, hidden_size, qkv.quantized, qkv.f32, kQkvTerms);
-        scratch.o_input.resize(1, max_query_size, o.quantized, o.f32, kOutputTerms);
-        scratch.mlp_input.resize(1, hidden_size, mlp.quantized, mlp.f32, kGateUpTerms);
+        scratch.qkv_input.resize(1, hidden_size, qkv.quantized, qkv.f32, kQkvRounding);
+        scratch.o_input.resize(1, max_query_size, o.quantized, o.f32);
+        scratch.mlp_input.resize(1, hidden_size, mlp.quantized, mlp.f32, kGateUpRounding);
         scratch.row.reserve(hidden_size);
         scratch.attention_row.reserve(std::max(max_query_size, hidden_size));
         scratch.gate.reserve(tokens * kChunkPanels * kPanelRows);
         scratch.up.reserve(tokens * kChunkPanels * kPanelRows);
-        scratch.products.reserve(scratch_rows * kChunkPanels * kPanelRows);
         scratch.key.reserve(max_head_dim);
         scratch.query.reserve(query_rows * max_head_dim);
         scratch.partial.reserve(query_rows * max_head_dim);
@@ -330,34 +257,12 @@ void Executor::project(int thread, std::initializer_list<const PackedMatrix*> ma
             const int from = std::max(begin, first) - first;
             const int to = std::min(end, first + matrix->panels()) - first;
             if (from < to) {
-                const int terms = is_quantized(matrix->format) ? buffer.terms() : 1;
-                multiply(thread, *matrix, from, to, input, terms, rows, column + from * kPanelRows, stride);
+                matmul_.matmul(*matrix, from, to, input, 0, rows, column + from * kPanelRows, stride);
             }
             first += matrix->panels();
             column += matrix->rows;
         }
     });
-}
-
-// Panels [begin, end); `out` points at row 0 of the first of their columns. Products of several terms are added up.
-void Executor::multiply(int thread, const PackedMatrix& matrix, int begin, int end, const Activations& input, int terms,
-                        int rows, float* out, int64_t stride) {
-    if (terms == 1) {
-        matmul_.matmul(matrix, begin, end, input, 0, rows, out, stride);
-        return;
-    }
-    constexpr int kStride = kChunkPanels * kPanelRows;
-    float* products = scratch_[thread].products.data();
-    for (int from = begin; from < end; from += kChunkPanels, out += kStride) {
-        const int to = std::min(from + kChunkPanels, end);
-        const int width = std::min((to - from) * kPanelRows, matrix.rows - from * kPanelRows);
-        matmul_.matmul(matrix, from, to, input, 0, terms * rows, products, kStride);
-        for (int row = 0; row < rows; ++row) {
-            float* product = products + static_cast<int64_t>(terms * row) * kStride;
-            for (int term = 1; term < terms; ++term) kernels_.add(product, product + term * kStride, width);
-            std::memcpy(out + row * stride, product, width * sizeof(float));
-        }
-    }
 }
 
 void Executor::attend(int thread, int index) {

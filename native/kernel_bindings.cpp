@@ -24,6 +24,7 @@ template <typename T>
 using Output = nb::ndarray<nb::numpy, T, nb::c_contig>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using MutableVector = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using MutableMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -142,6 +143,14 @@ struct Kernels {
         return std::tuple(q, scale, sum, scaled_sum);
     }
 
+    auto quantize_rest(const Vector& x, const Bytes& q, float scale) const {
+        require_equal(x.size(), kQuantBlockSize, "x");
+        require_equal(q.size(), kQuantBlockSize, "q");
+        auto low = make_array<int8_t>({x.size()});
+        const int32_t sum = table->quantize_rest(x.data(), q.data(), scale, low.data());
+        return std::tuple(low, sum);
+    }
+
     void kv_store(const std::string& kv_type, const MutableKvBlock& key_block, const MutableKvBlock& value_block,
                   int slot, const Vector& key, const Vector& value) const {
         const KvType type = parse_kv_type(kv_type);
@@ -226,6 +235,9 @@ void bind_kernels(nb::module_& parent) {
              "gate / 2 * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 * gate^3))) * up, [n].")
         .def("quantize", &Kernels::quantize, nb::arg("x").noconvert(),
              "(q int8 [n], scale [n / 32], sum int32 [n / 32], scaled_sum [n / 32]) of x [n], n a multiple of 32.")
+        .def("quantize_rest", &Kernels::quantize_rest, nb::arg("x").noconvert(), nb::arg("q").noconvert(),
+             nb::arg("scale"),
+             "(low int8 [32], its sum): what rounding one block x [32] to scale * q left, in steps of scale / 256.")
         .def("kv_store", &Kernels::kv_store, nb::arg("kv_type"), nb::arg("key_block").noconvert(),
              nb::arg("value_block").noconvert(), nb::arg("slot"), nb::arg("key").noconvert(),
              nb::arg("value").noconvert(),

@@ -19,6 +19,7 @@ constexpr VectorKernels vector_kernels(const char* name) {
         .silu_mul = activation_mul<silu>,
         .gelu_tanh_mul = activation_mul<gelu_tanh>,
         .quantize = quantize,
+        .quantize_rest = quantize_rest,
         .kv_store = kv_store,
         .attention_block = attention_block,
         .attention_fold = attention_fold,

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "activation_buffer.h"
 #include "cpu_info.h"
 #include "kv_cache.h"
 #include "model.h"
@@ -25,28 +26,6 @@ struct Batch {
     const int32_t* kv_lens = nullptr;       // [num_seqs]
     const int32_t* block_tables = nullptr;  // [num_seqs][max_blocks]
     const int32_t* logits_rows = nullptr;   // [num_logits]
-};
-
-// Input rows of a matrix product with the memory that holds them.
-//
-// The int8 form of a row is one term, or two: the second is what rounding to the first left, scaled and rounded in its
-// turn. The terms of a row are rows of their own to the matmul (terms() * row and on), and their products are added.
-class ActivationBuffer {
-  public:
-    // Room for `rows` of `cols`, in either form or both. Drops the contents.
-    void resize(int rows, int cols, bool quantized, bool f32, int terms = 1);
-    // Stores columns [begin, begin + n) of a row of `cols`; all are multiples of 32 where the int8 form is kept.
-    void store(const VectorKernels& kernels, int cols, int row, int begin, const float* x, int n);
-    Activations view(int cols) const;
-    int terms() const { return terms_; }
-
-  private:
-    bool quantized_ = false;
-    bool f32_ = false;
-    int terms_ = 1;
-    size_t quant_capacity_ = 0;
-    size_t f32_capacity_ = 0;
-    AlignedBytes q_, scale_, sum_, scaled_sum_, values_;
 };
 
 // A growing array of floats, 64-byte aligned; growing drops the contents.
@@ -94,7 +73,7 @@ class Executor {
     struct Scratch {
         FloatBuffer hidden;  // of a single-token step
         ActivationBuffer qkv_input, o_input, mlp_input;
-        FloatBuffer row, attention_row, gate, up, products, key, query, partial, running, stats, kernel;
+        FloatBuffer row, attention_row, gate, up, key, query, partial, running, stats, kernel;
         std::vector<int32_t> begin, end;
     };
 
@@ -112,8 +91,6 @@ class Executor {
     void store_normalized(int thread, const Norm& norm, const float* x, ActivationBuffer& out, int row);
     void project(int thread, std::initializer_list<const PackedMatrix*> matrices, const ActivationBuffer& buffer,
                  int cols, int rows, float* out, int64_t stride);
-    void multiply(int thread, const PackedMatrix& matrix, int begin, int end, const Activations& input, int terms,
-                  int rows, float* out, int64_t stride);
     void store_key_value(int thread, int index, int token, int kv_head);
     void load_query(const Layer& layer, int token, int kv_head, float* out) const;
     void attend_tile(int thread, int index, const AttentionTile& tile);

@@ -2,8 +2,11 @@
 //
 // Every output element is one ordered chain over blocks of 32 columns in one lane:
 //   acc = fma(scale_w * scale_a, float(integer dot product), acc), then acc = fma(min_w, scaled_sum_a, acc)
-// whatever the number of rows, the tile they fall in or the instruction set that did the integer part. The integer
-// dot products are exact, so every kernel agrees to the bit.
+// where the integer dot product has 8 more bits, below the point, in a refined block. Those of a row that is not
+// refined are zeros, which change nothing: rows of both kinds share a tile.
+//
+// This holds// whatever the number of rows, the tile they fall in or the instruction set that did the integer part. The
+// integer dot products are exact, so every kernel agrees to the bit.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +29,13 @@ struct Activations {
     const int8_t* q = nullptr;
     const float* scale = nullptr;
     const int32_t* sum = nullptr;       // of q over the block
-    const float* scaled_sum = nullptr;  // scale * sum
+    const float* scaled_sum = nullptr;  // scale * (sum + low_sum / 256)
+
+    // Second bytes of the blocks that have them, laid out likewise: a value is scale * (q + low / 256). `refined` says
+    // which blocks do; the others' are zeros. Null where no row of the buffer is refined.
+    const int8_t* low = nullptr;
+    const int32_t* low_sum = nullptr;  // of low over the block
+    const uint8_t* refined = nullptr;
 
     int blocks() const { return cols / 32; }
     // Index of row `row`'s first block in scale, sum and scaled_sum, and times 32 in q; blocks are kRowGroup apart.

@@ -136,6 +136,9 @@ PELLUCID_INLINE F32x16 from_bits(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; 
 PELLUCID_INLINE I32x16 to_i32(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 PELLUCID_INLINE F32x16 to_f32(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
+PELLUCID_INLINE I32x16 load_i8(const int8_t* p) {
+    return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
 PELLUCID_INLINE void store_i8(int8_t* p, I32x16 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
@@ -330,6 +333,10 @@ PELLUCID_INLINE F32x16 from_bits(I32x16 a) { return {_mm256_castsi256_ps(a.lo), 
 PELLUCID_INLINE I32x16 to_i32(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 PELLUCID_INLINE F32x16 to_f32(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 
+PELLUCID_INLINE I32x16 load_i8(const int8_t* p) {
+    return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
+}
 PELLUCID_INLINE void store_i8(int8_t* p, I32x16 a) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
@@ -629,6 +636,11 @@ PELLUCID_INLINE uint16_t float_to_half(float x) {
     return static_cast<uint16_t>(sign | a >> 13);
 }
 
+PELLUCID_INLINE I32x16 load_i8(const int8_t* p) {
+    int32_t lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = p[i];
+    return load_i32(lanes);
+}
 PELLUCID_INLINE void store_i8(int8_t* p, I32x16 a) {
     for (int i = 0; i < kLanes; ++i) {
         const int32_t x = a.v[i / 4][i % 4];

@@ -12,6 +12,7 @@ enum class KvType : int { kF32 = 0, kF16 = 1, kBF16 = 2 };
 
 constexpr int kKvBlockSize = 64;     // tokens a KV block holds
 constexpr int kQuantBlockSize = 32;  // activations that share one scale
+constexpr int kLowSteps = 256;       // steps of a second byte in one of the first
 constexpr int kMaxHeadDim = 512;     // head_dim is a multiple of 2 up to this
 constexpr int kMaxQueryTile = 12;    // query rows that an attention kernel takes at a time, at most
 
@@ -36,6 +37,10 @@ struct VectorKernels {
     // with max|x| < 2^-118 counts as zeros: scale 0, q 0. One with an inf or NaN has scale NaN and q 0. Successive
     // blocks go `stride` blocks apart: q + 32 * stride * b, scale[stride * b] and so on.
     void (*quantize)(const float* x, int n, int64_t stride, int8_t* q, float* scale, int32_t* sum, float* scaled_sum);
+
+    // The rest of one block of 32 that `quantize` rounded to q with a normal scale d: low = round-to-nearest-even((x -
+    // d * q) * (256 / d)), within +-127. Returns the sum of low.
+    int32_t (*quantize_rest)(const float* x, const int8_t* q, float scale, int8_t* low);
 
     // Writes one token's key and value (float32 [head_dim]) into slot `slot` of one KV head's block.
     // Key block:   16-bit types [64 / 16][head_dim / 2][16 tokens][2], f32 [64 / 16][head_dim][16 tokens].

@@ -3,7 +3,7 @@
 //   load_nibbles, load_bytes, add_plane1, add_plane2, dot<bits>   (see matmul_avx512.cpp)
 // on top of simd.h.
 
-// How far ahead of the stream of a few rows memory is asked for, into L2: a line's way from memory takes longer than
+// How far ahead of the stream of weights memory is asked for, into L2: a line's way from memory takes longer than
 // the fill buffers of L1 can cover.
 constexpr int kPrefetchBytes = 16384;
 
@@ -19,19 +19,14 @@ PELLUCID_INLINE void unpack(const uint8_t* block, Weights& w) {
     }
 }
 
-PELLUCID_INLINE F32x16 load_u8(const uint8_t* p) {
+PELLUCID_INLINE F32x16 load_unsigned(const uint8_t* p) {
     int32_t lanes[16];
     PELLUCID_UNROLL
     for (int i = 0; i < 16; ++i) lanes[i] = p[i];
     return to_f32(load_i32(lanes));
 }
 
-PELLUCID_INLINE F32x16 load_i8(const uint8_t* p) {
-    int32_t lanes[16];
-    PELLUCID_UNROLL
-    for (int i = 0; i < 16; ++i) lanes[i] = static_cast<int8_t>(p[i]);
-    return to_f32(load_i32(lanes));
-}
+PELLUCID_INLINE F32x16 load_signed(const uint8_t* p) { return to_f32(load_i8(reinterpret_cast<const int8_t*>(p))); }
 
 PELLUCID_INLINE F32x16 load_half(const uint8_t* p) { return load_f16(reinterpret_cast<const uint16_t*>(p)); }
 
@@ -50,11 +45,11 @@ PELLUCID_INLINE BlockScales load_scales(const uint8_t* super, const uint8_t* blo
         s.scale[0] = load_half(scales);
         if constexpr (L::has_min) s.min = load_half(scales + 32);
     } else if constexpr (L::has_two_scales) {
-        s.scale[0] = mul(load_half(super), load_i8(scales));
-        s.scale[1] = mul(load_half(super), load_i8(scales + 16));
+        s.scale[0] = mul(load_half(super), load_signed(scales));
+        s.scale[1] = mul(load_half(super), load_signed(scales + 16));
     } else {
-        s.scale[0] = mul(load_half(super), load_u8(scales));
-        s.min = mul(load_half(super + 32), load_u8(scales + 16));
+        s.scale[0] = mul(load_half(super), load_unsigned(scales));
+        s.min = mul(load_half(super + 32), load_unsigned(scales + 16));
     }
     return s;
 }
@@ -66,8 +61,13 @@ PELLUCID_INLINE int32_t sum_first_half(const int8_t* q) {
     return sum;
 }
 
+// Sums of a block with the bits below the point that a refined one has, as float: exact up to float's own rounding.
+PELLUCID_INLINE F32x16 with_low(I32x16 d, I32x16 low) {
+    return mul(to_f32(add(shift_left<8>(d), low)), broadcast(1.0f / 256));
+}
+
 // acc[i] += one block of 32 columns for the i-th of kRows rows of one group; `index` is the first row's block.
-template <WeightFormat format, int kRows>
+template <WeightFormat format, int kRows, bool kRefined>
 PELLUCID_INLINE void accumulate_block(const Weights& w, const BlockScales& s, const Activations& input, int64_t index,
                                       F32x16* acc) {
     using L = PackedLayout<format>;
@@ -75,21 +75,49 @@ PELLUCID_INLINE void accumulate_block(const Weights& w, const BlockScales& s, co
     const float* scale = input.scale + index;
     const int32_t* sum = input.sum + index;
     const float* scaled_sum = input.scaled_sum + index;
+    const int32_t* low_sum = kRefined ? input.low_sum + index : nullptr;
     PELLUCID_UNROLL
     for (int i = 0; i < kRows; ++i) {
         const int8_t* q = rows + 32 * i;
+        [[maybe_unused]] const int8_t* low = kRefined ? input.low + (index + i) * 32 : nullptr;
         if constexpr (L::has_two_scales) {
             const int32_t first = sum_first_half(q);
             const I32x16 d0 = dot_half<L::bits, 0>(w, q, broadcast_i32(-L::zero_point * first));
             const I32x16 d1 = dot_half<L::bits, 1>(w, q, broadcast_i32(-L::zero_point * (sum[i] - first)));
-            acc[i] = fma(mul(s.scale[0], broadcast(scale[i])), to_f32(d0), acc[i]);
-            acc[i] = fma(mul(s.scale[1], broadcast(scale[i])), to_f32(d1), acc[i]);
+            F32x16 product0, product1;
+            if constexpr (kRefined) {
+                const int32_t first_low = sum_first_half(low);
+                product0 = with_low(d0, dot_half<L::bits, 0>(w, low, broadcast_i32(-L::zero_point * first_low)));
+                product1 = with_low(
+                    d1, dot_half<L::bits, 1>(w, low, broadcast_i32(-L::zero_point * (low_sum[i] - first_low))));
+            } else {
+                product0 = to_f32(d0);
+                product1 = to_f32(d1);
+            }
+            acc[i] = fma(mul(s.scale[0], broadcast(scale[i])), product0, acc[i]);
+            acc[i] = fma(mul(s.scale[1], broadcast(scale[i])), product1, acc[i]);
         } else {
             const I32x16 d = dot<L::bits>(w, q, broadcast_i32(L::zero_point ? -L::zero_point * sum[i] : 0));
-            acc[i] = fma(mul(s.scale[0], broadcast(scale[i])), to_f32(d), acc[i]);
+            F32x16 product;
+            if constexpr (kRefined) {
+                const int32_t start = L::zero_point ? -L::zero_point * low_sum[i] : 0;
+                product = with_low(d, dot<L::bits>(w, low, broadcast_i32(start)));
+            } else {
+                product = to_f32(d);
+            }
+            acc[i] = fma(mul(s.scale[0], broadcast(scale[i])), product, acc[i]);
         }
         if constexpr (L::has_min) acc[i] = fma(s.min, broadcast(scaled_sum[i]), acc[i]);
     }
+}
+
+template <int kRows>
+PELLUCID_INLINE bool any_refined(const Activations& input, int64_t index) {
+    if (input.refined == nullptr) return false;
+    uint8_t any = 0;
+    PELLUCID_UNROLL
+    for (int i = 0; i < kRows; ++i) any |= input.refined[index + i];
+    return any != 0;
 }
 
 template <int kRows>
@@ -115,15 +143,22 @@ void matmul_tile(const uint8_t* panel, const Activations& input, int row, float*
     for (int block = 0; block < input.blocks(); block += L::blocks_per_super, super += L::super_bytes) {
         for (int j = 0; j < L::blocks_per_super; ++j, index += kRowGroup) {
             const uint8_t* bytes = super + L::header_bytes + j * L::block_bytes;
-            if constexpr (kRows <= 2) {
-                PELLUCID_UNROLL
-                for (int line = 0; line < L::block_bytes; line += 64) {
-                    __builtin_prefetch(bytes + line + kPrefetchBytes, 0, 2);
-                }
+            PELLUCID_UNROLL
+            for (int line = 0; line < L::block_bytes; line += 64) {
+                __builtin_prefetch(bytes + line + kPrefetchBytes, 0, 2);
             }
             Weights w;
             unpack<format>(bytes, w);
-            accumulate_block<format, kRows>(w, load_scales<format>(super, bytes), input, index, acc);
+            const BlockScales scales = load_scales<format>(super, bytes);
+            constexpr int kSpan = kRows < kSpanRows ? kRows : kSpanRows;
+            PELLUCID_UNROLL
+            for (int i = 0; i < kRows; i += kSpan) {
+                if (any_refined<kSpan>(input, index + i)) {
+                    accumulate_block<format, kSpan, true>(w, scales, input, index + i, acc + i);
+                } else {
+                    accumulate_block<format, kSpan, false>(w, scales, input, index + i, acc + i);
+                }
+            }
         }
     }
     store_tile<kRows>(acc, out, stride, lanes);
@@ -161,6 +196,20 @@ PELLUCID_INLINE void any_tile(const uint8_t* panel, const Activations& input, in
     }
 }
 
+// The widest tile of at most kRows that begins at `row`; returns its rows. A tile stays within one group of rows:
+// widths are powers of two and start at multiples of themselves.
+template <WeightFormat format, int kRows>
+int widest_tile(const uint8_t* panel, const Activations& input, int row, int row_end, float* out, int64_t stride,
+                int lanes) {
+    if constexpr (kRows > 1) {
+        if (row % kRows != 0 || row + kRows > row_end) {
+            return widest_tile<format, kRows / 2>(panel, input, row, row_end, out, stride, lanes);
+        }
+    }
+    any_tile<format, kRows>(panel, input, row, out, stride, lanes);
+    return kRows;
+}
+
 template <WeightFormat format>
 void matmul_panels(const PackedMatrix& weights, int panel_begin, int panel_end, const Activations& input, int row_begin,
                    int row_end, float* out, int64_t stride) {
@@ -169,22 +218,8 @@ void matmul_panels(const PackedMatrix& weights, int panel_begin, int panel_end, 
         const int left = weights.rows - p * kPanelRows;
         const int lanes = left < kPanelRows ? left : kPanelRows;
         float* column = out + (p - panel_begin) * kPanelRows;
-        // A tile stays within one group of rows: widths are powers of two and start at multiples of themselves.
         for (int row = row_begin; row < row_end;) {
-            float* tile = column + row * stride;
-            if (row % kTileRows == 0 && row + kTileRows <= row_end) {
-                any_tile<format, kTileRows>(panel, input, row, tile, stride, lanes);
-                row += kTileRows;
-            } else if (row % 4 == 0 && row + 4 <= row_end) {
-                any_tile<format, 4>(panel, input, row, tile, stride, lanes);
-                row += 4;
-            } else if (row % 2 == 0 && row + 2 <= row_end) {
-                any_tile<format, 2>(panel, input, row, tile, stride, lanes);
-                row += 2;
-            } else {
-                any_tile<format, 1>(panel, input, row, tile, stride, lanes);
-                ++row;
-            }
+            row += widest_tile<format, kTileRows>(panel, input, row, row_end, column + row * stride, stride, lanes);
         }
     }
 }

@@ -88,14 +88,17 @@ void unpack_block(const uint8_t* super, const uint8_t* bytes, UnpackedBlock<form
     if constexpr (L::has_min) store(out.min, s.min);
 }
 
-// acc[i] += scale_w * scale_a[i] * products[i], and the minimum's part.
+// acc[i] += scale_w * scale_a[i] * products[i], and the minimum's part. `low` are the products of the second bytes,
+// null where no row of the group has any.
 template <bool kHasMin>
-PELLUCID_INLINE void fold_products(const int32_t* products, const float* scale_w, const float* scale_a,
-                                   const float* min_w, const float* scaled_sum, F32x16* acc) {
+PELLUCID_INLINE void fold_products(const int32_t* products, const int32_t* low, const float* scale_w,
+                                   const float* scale_a, const float* min_w, const float* scaled_sum, F32x16* acc) {
     const F32x16 scale = load(scale_w);
     PELLUCID_UNROLL
     for (int i = 0; i < kRowGroup; ++i) {
-        acc[i] = fma(mul(scale, broadcast(scale_a[i])), to_f32(load_i32(products + 16 * i)), acc[i]);
+        const I32x16 d = load_i32(products + 16 * i);
+        const F32x16 product = low == nullptr ? to_f32(d) : with_low(d, load_i32(low + 16 * i));
+        acc[i] = fma(mul(scale, broadcast(scale_a[i])), product, acc[i]);
     }
     if constexpr (kHasMin) {
         const F32x16 min = load(min_w);
@@ -128,6 +131,7 @@ void accumulate_group(const UnpackedBlock<format>* w, bool first, int blocks, co
     constexpr int kScales = UnpackedBlock<format>::kScales;
     constexpr int kBatchBlocks = kBatch / kScales;
     alignas(64) int32_t products[2][kBatch][256];
+    alignas(64) int32_t low_products[256];
     F32x16 acc[kRowGroup];
     PELLUCID_UNROLL
     for (int i = 0; i < kRowGroup; ++i) acc[i] = first ? broadcast(0.0f) : load_partial(out + i * stride, lanes);
@@ -142,7 +146,13 @@ void accumulate_group(const UnpackedBlock<format>* w, bool first, int blocks, co
         }
         for (int step = 0; step < kBatch && step < (blocks - block) * kScales; ++step) {
             const int b = block + step / kScales;
-            fold_products<L::has_min>(products[parity][step], w[b].scale[step % kScales], scale + b * kRowGroup,
+            const int64_t at = index + int64_t{b} * kRowGroup;
+            const int32_t* low = nullptr;
+            if (any_refined<kRowGroup>(input, at)) {
+                tile_product(step, input.low + at * 32, w[b].q[step % kScales], low_products);
+                low = low_products;
+            }
+            fold_products<L::has_min>(products[parity][step], low, w[b].scale[step % kScales], scale + b * kRowGroup,
                                       w[b].min, scaled_sum + b * kRowGroup, acc);
         }
     }

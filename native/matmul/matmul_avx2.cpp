@@ -7,6 +7,7 @@ inline namespace simd_avx2 {
 namespace {
 
 constexpr int kTileRows = 4;
+constexpr int kSpanRows = 4;
 
 struct Weights {
     __m256i v[8][2];

@@ -6,7 +6,8 @@ namespace pellucid {
 inline namespace simd_avx512 {
 namespace {
 
-constexpr int kTileRows = 8;  // input rows that share one unpacking of a block
+constexpr int kTileRows = 16;  // input rows that share one unpacking of a block
+constexpr int kSpanRows = 8;   // of them, those that are refined together
 
 struct Weights {
     __m512i v[8];

@@ -8,7 +8,8 @@
 #include <optional>
 #include <string>
 
-#include "executor.h"
+#include "activation_buffer.h"
+#include "cpu_info.h"
 
 namespace nb = nanobind;
 
@@ -43,13 +44,15 @@ PackedMatrix pack(Arena& arena, const Bytes& data, int format, int cols) {
     return matrix;
 }
 
-Output matmul(const Bytes& weights, int format, const Rows& x, const std::optional<std::string>& isa, int row_begin) {
+Output matmul(const Bytes& weights, int format, const Rows& x, const std::optional<std::string>& isa, int row_begin,
+              bool refined) {
     Arena arena;
     const PackedMatrix matrix = pack(arena, weights, format, static_cast<int>(x.shape(1)));
     const InstructionSet& set = choose_instruction_set(isa);
     const int rows = static_cast<int>(x.shape(0));
     ActivationBuffer input;
-    input.resize(row_begin + rows, matrix.cols, is_quantized(matrix.format), !is_quantized(matrix.format));
+    input.resize(row_begin + rows, matrix.cols, is_quantized(matrix.format), !is_quantized(matrix.format),
+                 refined ? Rounding::kRefined : Rounding::kPlain);
     for (int row = 0; row < rows; ++row) {
         input.store(*set.vector, matrix.cols, row_begin + row, 0, x.data() + static_cast<int64_t>(row) * matrix.cols,
                     matrix.cols);
@@ -75,10 +78,11 @@ Output unpack(const Bytes& weights, int format, int cols) {
 void bind_matmul(nb::module_& module) {
     module.def(
         "matmul", &matmul, nb::arg("weights"), nb::arg("format"), nb::arg("x"), nb::arg("isa") = nb::none(),
-        nb::arg("row_begin") = 0,
+        nb::arg("row_begin") = 0, nb::arg("refined") = false,
         "x @ weights.T in float32 [rows, out_features] for x float32 [rows, in_features] and encoded weights\n"
         "uint8 [out_features, row_bytes], packed and multiplied as in a model. `row_begin` places the rows within\n"
-        "their groups of 16.");
+        "their groups of 16; `refined` gives the blocks that err most a second byte "
+        "(native/include/activation_buffer.h).");
     module.def("unpack", &unpack, nb::arg("weights"), nb::arg("format"), nb::arg("cols"),
                "The weights in float32 [out_features, cols], read back from their packed form.");
 }

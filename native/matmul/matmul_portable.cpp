@@ -7,6 +7,7 @@ inline namespace simd_portable {
 namespace {
 
 constexpr int kTileRows = 4;
+constexpr int kSpanRows = 4;
 
 struct Weights {
     uint8_t v[8][64];

@@ -84,5 +84,18 @@ static void quantize(const float* x, int n, int64_t stride, int8_t* q, float* sc
     }
 }
 
+static int32_t quantize_rest(const float* x, const int8_t* q, float scale, int8_t* low) {
+    const F32x16 step = broadcast(scale), inverse = broadcast(static_cast<float>(kLowSteps) / scale);
+    const F32x16 largest = broadcast(127.0f), smallest = broadcast(-127.0f);
+    I32x16 level[2];
+    PELLUCID_UNROLL
+    for (int i = 0; i < 2; ++i) {
+        const F32x16 rest = fnma(step, to_f32(load_i8(q + i * kLanes)), load(x + i * kLanes));
+        level[i] = to_i32(max(min(mul(rest, inverse), largest), smallest));
+        store_i8(low + i * kLanes, level[i]);
+    }
+    return reduce_add(add(level[0], level[1]));
+}
+
 }  // namespace PELLUCID_SIMD_NAMESPACE
 }  // namespace pellucid

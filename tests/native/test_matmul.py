@@ -32,6 +32,24 @@ def quantized_inputs(x: np.ndarray) -> np.ndarray:
     return (levels.astype(np.float64) * (largest / np.float32(127))).reshape(x.shape)
 
 
+def outlying_inputs(rows: int, cols: int, seed: int = 5) -> np.ndarray:
+    """Inputs of which some blocks, not the same in every row, have far larger values than the others."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 1, (rows, cols // 32, 32)) * rng.choice([1, 30], (rows, cols // 32, 1), p=[0.9, 0.1])
+    return x.reshape(rows, cols).astype(np.float32)
+
+
+def refined_inputs(x: np.ndarray) -> np.ndarray:
+    """What the refined int8 form of `x` stands for (native/include/activation_buffer.h), in float64."""
+    blocks = x.reshape(x.shape[0], -1, 32)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    scale = largest / np.float32(127)
+    levels = np.rint(blocks * (np.float32(127) / largest)).astype(np.float64)
+    low = np.clip(np.rint((blocks - levels * scale) * (256 / scale.astype(np.float64))), -127, 127)
+    refined = scale.astype(np.float64) ** 2 > 2 * (scale.astype(np.float64) ** 2).mean(1, keepdims=True)
+    return ((levels + np.where(refined, low / 256, 0)) * scale).reshape(x.shape)
+
+
 @pytest.mark.parametrize("format", list(BlockFormat))
 @pytest.mark.parametrize("rows", [1, 15, 16, 37])
 def test_packing_loses_nothing(format: BlockFormat, rows: int) -> None:
@@ -64,6 +82,32 @@ def test_products_against_float64(format: BlockFormat, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_refined_products_against_float64(format: BlockFormat, isa: str) -> None:
+    rows, cols = 37, 1024
+    data, x = encoded(format, rows, cols), outlying_inputs(37, cols)
+    weights = dequantize(data, format).reshape(rows, cols).astype(np.float64)
+    levels = refined_inputs(x)
+    scale = np.abs(levels) @ np.abs(weights).T
+    bound = (4e-7 * scale).max()
+    assert np.abs(native.matmul(data, int(format), x, isa, refined=True) - levels @ weights.T).max() <= bound
+    # The mutant: without the second bytes the same bound is missed by far.
+    assert np.abs(native.matmul(data, int(format), x, isa) - levels @ weights.T).max() > 10 * bound
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_refined_row_leaves_its_neighbours_alone(isa: str) -> None:
+    """Rows with second bytes and rows without, in one tile."""
+    data = encoded(BlockFormat.Q4_1, 37, 512)
+    even = inputs(16, 512)
+    mixed = even.copy()
+    mixed[::2] = outlying_inputs(8, 512)
+    found = native.matmul(data, int(BlockFormat.Q4_1), mixed, isa, refined=True)
+    wanted = native.matmul(data, int(BlockFormat.Q4_1), even, isa, refined=True)
+    assert np.array_equal(found[1::2], wanted[1::2])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("format", FLOATS)
 def test_float_products_against_float64(format: BlockFormat, isa: str) -> None:
     rows, cols = 37, 70
@@ -76,18 +120,24 @@ def test_float_products_against_float64(format: BlockFormat, isa: str) -> None:
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
 @pytest.mark.parametrize("format", list(BlockFormat))
 def test_vector_instruction_sets_agree_to_the_bit(format: BlockFormat, isa: str) -> None:
-    data, x = encoded(format, 53, 512), inputs(35, 512)
-    assert np.array_equal(native.matmul(data, int(format), x, isa), native.matmul(data, int(format), x, "avx2"))
+    data, x = encoded(format, 53, 512), outlying_inputs(35, 512)
+    for refined in (False, True):
+        found, wanted = (native.matmul(data, int(format), x, each, refined=refined) for each in (isa, "avx2"))
+        assert np.array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("format", list(BlockFormat))
 def test_a_row_does_not_depend_on_its_neighbours(format: BlockFormat, isa: str) -> None:
-    data, x = encoded(format, 37, 512), inputs(50, 512)
-    together = native.matmul(data, int(format), x, isa)
-    for size in (1, 2, 3, 7, 16, 17):
-        alone = [native.matmul(data, int(format), x[i : i + size], isa, i) for i in range(0, len(x), size)]
-        assert np.array_equal(np.concatenate(alone), together), size
+    data = encoded(format, 37, 512)
+    for refined, x in ((False, inputs(50, 512)), (True, outlying_inputs(50, 512))):
+        together = native.matmul(data, int(format), x, isa, refined=refined)
+        for size in (1, 2, 3, 7, 16, 17):
+            parts = [
+                native.matmul(data, int(format), x[i : i + size], isa, i, refined=refined)
+                for i in range(0, len(x), size)
+            ]
+            assert np.array_equal(np.concatenate(parts), together), size
 
 
 def test_equality_notices_another_order_of_summation() -> None:

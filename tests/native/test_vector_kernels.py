@@ -230,6 +230,20 @@ def test_quantize_shows_a_fault_in_its_own_block_only(kernels: Any, bad: float, 
     assert_same_bits(q.reshape(5, 32)[others], clean[0].reshape(5, 32)[others])
 
 
+def test_quantize_rest_equals_the_definition(kernels: Any) -> None:
+    for seed, magnitude in enumerate((1e-20, 1e-3, 1.0, 300.0, 1e18)):
+        x = (normal(32, seed=seed) * magnitude).astype(np.float32)
+        q, d, _, _ = kernels.quantize(x)
+        low, total = kernels.quantize_rest(x, q, d[0])
+        wanted = np.clip(np.rint((x.astype(np.float64) - q * d[0].astype(np.float64)) * (256 / d[0])), -127, 127)
+        # The rest is rounded to float32 before it is rounded to a step: a tie may go either way.
+        assert np.abs(low - wanted).max() <= 1
+        assert (low != wanted).sum() <= 1
+        assert total == low.sum(dtype=np.int32)
+        with pytest.raises(AssertionError):  # the mutant: steps of half the size
+            assert np.abs(kernels.quantize_rest(x, q, d[0] / 2)[0] - wanted).max() <= 1
+
+
 # ---- the KV cache ----------------------------------------------------------------------------------------------------
 
 
@@ -543,6 +557,9 @@ def results(kernels: Any) -> Iterator[Array]:
     wide = np.linspace(-100, 100, 20_001, dtype=np.float32)
     yield kernels.silu_mul(wide, np.ones_like(wide))
     yield from kernels.quantize(normal(32 * 77, scale=1e-3))
+    x = normal(32, seed=8)
+    q, d, _, _ = kernels.quantize(x)
+    yield kernels.quantize_rest(x, q, d[0])[0]
     for kv_type in KV_TYPES:
         for head_dim in (2, 24, 64, 256):
             for num_queries in (1, 6, 19):

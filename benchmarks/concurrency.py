@@ -1,0 +1,107 @@
+"""Aggregate throughput at many requests at once, beside OpenAI-compatible servers of other engines on the same machine.
+
+Each request has a prompt of 100 random common words and asks for 128 greedy tokens, end-of-sequence ignored. Pellucid
+runs offline (`LLM.generate`), with at most CONCURRENCY sequences at a time; a peer is driven over HTTP by as many
+clients, each with its next request as soon as the last is answered, not streamed. Rounds are interleaved: every engine
+once, then again, with prompts that none has seen. Figures are medians over the rounds.
+
+usage: concurrency.py MODEL [--concurrency 1,2,4,8,16,32,64] [--rounds 3] [--requests 2] [--peer NAME=URL ...]
+
+    --requests  how many requests each of the concurrent ones makes in a round
+    --peer      such as llama.cpp=http://127.0.0.1:8080/v1; measured at the same concurrency. The server must have as
+                many slots, and its own end-of-sequence handling must follow `ignore_eos`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import urllib.request
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+
+from pellucid import LLM, SamplingParams
+
+COMMON_WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work government number night point home water room mother "
+    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
+    "father power hour game line end member law car city"
+)
+PROMPT_WORDS = 100
+OUTPUT_TOKENS = 128
+
+
+def prompts(count: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    words = COMMON_WORDS.split()
+    return [" ".join(draw.choice(words) for _ in range(PROMPT_WORDS)) for _ in range(count)]
+
+
+def pellucid_speed(llm: LLM, texts: list[str]) -> float:
+    """Output tokens a second."""
+    params = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
+    start = perf_counter()
+    outputs = llm.generate(texts, params)
+    seconds = perf_counter() - start
+    return sum(output.metrics.output_tokens for output in outputs) / seconds
+
+
+def peer_speed(url: str, texts: list[str], concurrency: int) -> float:
+    """Output tokens a second, by the server's own count."""
+    with urllib.request.urlopen(f"{url}/models") as reply:
+        model = json.load(reply)["data"][0]["id"]
+
+    def complete(text: str) -> int:
+        body = {"model": model, "prompt": text, "max_tokens": OUTPUT_TOKENS, "temperature": 0, "ignore_eos": True}
+        request = urllib.request.Request(
+            f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as reply:
+            return int(json.load(reply)["usage"]["completion_tokens"])
+
+    start = perf_counter()
+    with ThreadPoolExecutor(concurrency) as clients:
+        tokens = sum(clients.map(complete, texts))
+    seconds = perf_counter() - start
+    if tokens != len(texts) * OUTPUT_TOKENS:
+        print(f"{url}: {tokens} tokens for {len(texts)} requests of {OUTPUT_TOKENS}", file=sys.stderr)
+    return tokens / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--concurrency", default="1,2,4,8,16,32,64")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=2)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL")
+    args = parser.parse_args()
+    peers = dict(peer.split("=", 1) for peer in args.peer)
+
+    print(f"{args.model}: {PROMPT_WORDS}-word prompts, {OUTPUT_TOKENS} new tokens, output tokens a second")
+    print(f"{'at once':>8s} {'Pellucid':>10s}" + "".join(f"{name:>12s} {'ratio':>6s}" for name in peers))
+    seed = 0
+    for concurrency in map(int, args.concurrency.split(",")):
+        speeds: dict[str, list[float]] = defaultdict(list)
+        with LLM(args.model, max_num_seqs=concurrency, seed=0) as llm:
+            pellucid_speed(llm, prompts(concurrency, -1))
+            for _ in range(args.rounds):
+                seed += 1
+                texts = prompts(args.requests * concurrency, seed)
+                speeds["Pellucid"].append(pellucid_speed(llm, texts))
+                for name, url in peers.items():
+                    speeds[name].append(peer_speed(url, texts, concurrency))
+        median = {name: statistics.median(values) for name, values in speeds.items()}
+        row = f"{concurrency:8d} {median['Pellucid']:10.0f}"
+        for name in peers:
+            row += f"{median[name]:12.0f} {median['Pellucid'] / median[name]:5.2f}x"
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
