@@ -80,7 +80,7 @@ def test_help_of_a_command_teaches_and_is_light(name: str) -> None:
 def test_parsing_a_command_imports_nothing_heavy(name: str) -> None:
     code = (
         f"import importlib, sys; from pellucid.cli.parser import CommandParser\n"
-        f"module = importlib.import_module('pellucid.cli.{name}')\n"
+        f"module = importlib.import_module('pellucid.cli.{name.replace('-', '_')}')\n"
         f"module.configure(CommandParser('{name}', module.DESCRIPTION, module.EXAMPLES)); print(*sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

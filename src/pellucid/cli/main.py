@@ -21,6 +21,7 @@ from pellucid.core.errors import InvalidRequestError, PellucidError
 COMMANDS = {
     "generate": "answer or continue a prompt, streamed",
     "chat": "talk with a model",
+    "run-batch": "answer a file of requests, resumable",
     "pull": "fetch a model",
     "models": "list the models known by name",
     "inspect": "show what is in a model file",
@@ -120,7 +121,7 @@ def run_command(name: str, arguments: list[str]) -> int:
 
     from pellucid.cli.parser import CommandParser
 
-    module = importlib.import_module(f"pellucid.cli.{name}")
+    module = importlib.import_module(f"pellucid.cli.{name.replace('-', '_')}")
     warnings.showwarning = show_warning
     parser = CommandParser(name, module.DESCRIPTION, module.EXAMPLES)
     module.configure(parser)

@@ -80,7 +80,7 @@ class IntegrityError(DownloadError):
 
 
 class StorageError(PellucidError):
-    """The disk is full, or the cache folder cannot be written."""
+    """The disk is full, or a file or the cache folder cannot be written."""
 
     status = 507
     code = "storage_failed"

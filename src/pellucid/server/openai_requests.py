@@ -1,0 +1,217 @@
+"""Request bodies of the OpenAI API, checked and turned into what the engine takes.
+
+Nothing is ignored: a parameter that is not supported is refused by its name, unless its value asks for nothing. `null`
+is as good as leaving a parameter out. (https://platform.openai.com/docs/api-reference)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
+from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
+from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
+from pellucid.tokenizer.tokenizer import Tokenizer
+
+MAX_PROMPTS = 2048
+"""Prompts of one completion request."""
+
+SAMPLING_FIELDS = frozenset(
+    (
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "seed",
+        # beyond OpenAI's, with vLLM's names
+        "top_k",
+        "min_p",
+        "ignore_eos",
+        "stop_token_ids",
+        "include_stop_str_in_output",
+        "min_tokens",
+        "skip_special_tokens",
+        "detokenize",
+    )
+)
+"""Parameters that mean what the field of SamplingParams of that name means."""
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "stream": (False,),
+    "stream_options": (),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+_NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
+    **_NEUTRAL,
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none",),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+_NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
+    **_NEUTRAL,
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+}
+"""Parameters that are not supported, with the values that ask for nothing."""
+
+_LABELS = frozenset(("user", "safety_identifier", "prompt_cache_key"))
+"""Strings that name the caller; no answer depends on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a body asks for.
+
+    Attributes:
+        model: the model it names.
+        prompts: text or token ids; one, but for a completion request with a list of them.
+        sampling_params: for each of them.
+        is_chat: whether the answers are an assistant's messages.
+        return_token_ids: whether the answer has the token ids too (as in vLLM).
+    """
+
+    model: str
+    prompts: list[str | list[int]]
+    sampling_params: SamplingParams
+    is_chat: bool
+    return_token_ids: bool
+
+
+def parse_chat_completion(body: Mapping[str, Any], tokenizer: Tokenizer) -> GenerationRequest:
+    """The body of `POST /v1/chat/completions`.
+
+    Raises:
+        InvalidRequestError: `param` names what cannot be served.
+        ModelFileError: the model's chat template is faulty.
+    """
+    body = _without_nulls(body)
+    own = {"messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "chat_template_kwargs"}
+    _check_names(body, own, _NEUTRAL_CHAT)
+    logprobs = check_boolean("logprobs", body.get("logprobs", False))
+    top_logprobs = check_integer("top_logprobs", body.get("top_logprobs", 0), 0, MAX_LOGPROBS)
+    if "top_logprobs" in body and not logprobs:
+        raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    limits = {
+        name: check_integer(name, body[name], 1, INT32_MAX)
+        for name in ("max_completion_tokens", "max_tokens")
+        if name in body
+    }
+    if len(set(limits.values())) == 2:
+        raise InvalidRequestError(
+            "max_tokens and max_completion_tokens differ: give max_completion_tokens alone", param="max_tokens"
+        )
+    template_kwargs = body.get("chat_template_kwargs", {})
+    if not isinstance(template_kwargs, dict):
+        raise refusal("chat_template_kwargs", template_kwargs, "an object")
+    params = _sampling_params(
+        body, max_tokens=next(iter(limits.values()), None), logprobs=top_logprobs if logprobs else None
+    )
+    prompt = tokenizer.apply_chat_template(_required(body, "messages"), **template_kwargs)
+    return GenerationRequest(_model(body), [prompt], params, True, _return_token_ids(body))
+
+
+def parse_completion(body: Mapping[str, Any], tokenizer: Tokenizer) -> GenerationRequest:
+    """The body of `POST /v1/completions`.
+
+    Raises:
+        InvalidRequestError: `param` names what cannot be served.
+    """
+    body = _without_nulls(body)
+    _check_names(body, {"prompt", "max_tokens", "logprobs"}, _NEUTRAL_COMPLETION)
+    params = _sampling_params(body, max_tokens=body.get("max_tokens", 16), logprobs=body.get("logprobs"))
+    prompts = _prompts(_required(body, "prompt"))
+    return GenerationRequest(_model(body), prompts, params, False, _return_token_ids(body))
+
+
+ENDPOINTS: dict[str, Callable[[Mapping[str, Any], Tokenizer], GenerationRequest]] = {
+    "/v1/chat/completions": parse_chat_completion,
+    "/v1/completions": parse_completion,
+}
+
+
+def check_model(model: str, served_model_names: Sequence[str]) -> None:
+    """Raises ModelNotFoundError unless `model` is one of the names that the loaded model goes by."""
+    if model not in served_model_names:
+        raise ModelNotFoundError(
+            f"the model {shown(model)} is not served here; this one goes by {', '.join(served_model_names)}",
+            param="model",
+        )
+
+
+def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _check_names(body: Mapping[str, Any], own: set[str], neutral: Mapping[str, tuple[object, ...]]) -> None:
+    known = own | SAMPLING_FIELDS | _LABELS | {"model", "return_token_ids"}
+    for name, value in body.items():
+        if name in _LABELS and not isinstance(value, str):
+            raise refusal(name, value, "a string")
+        if name in known:
+            continue
+        if name not in neutral:
+            close = difflib.get_close_matches(name, [*known, *neutral], n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise InvalidRequestError(f"{shown(name)} is not a parameter of this endpoint{hint}", param=name)
+        if not any(_equal(value, allowed) for allowed in neutral[name]):
+            raise InvalidRequestError(f"{name} is not supported: leave it out", param=name)
+
+
+def _equal(value: object, allowed: object) -> bool:
+    return isinstance(value, bool) == isinstance(allowed, bool) and value == allowed
+
+
+def _required(body: Mapping[str, Any], name: str) -> Any:
+    if name not in body:
+        raise InvalidRequestError(f"{name} is missing", param=name)
+    return body[name]
+
+
+def _model(body: Mapping[str, Any]) -> str:
+    model = _required(body, "model")
+    if not isinstance(model, str):
+        raise refusal("model", model, "a string")
+    return model
+
+
+def _return_token_ids(body: Mapping[str, Any]) -> bool:
+    return check_boolean("return_token_ids", body.get("return_token_ids", False))
+
+
+def _sampling_params(body: Mapping[str, Any], *, max_tokens: Any, logprobs: Any) -> SamplingParams:
+    fields = {name: body[name] for name in SAMPLING_FIELDS if name in body}
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **fields)
+
+
+def _prompts(prompt: Any) -> list[str | list[int]]:
+    expected = f"a string, token ids, or a list of up to {MAX_PROMPTS} of these"
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise refusal("prompt", prompt, expected)
+    if isinstance(prompt[0], int):
+        return [prompt]
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequestError(f"prompt must be {expected}, not {len(prompt)} of them", param="prompt")
+    for each in prompt:
+        if not isinstance(each, (str, list)):
+            raise refusal("prompt", each, expected)
+    return prompt

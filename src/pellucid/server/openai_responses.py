@@ -1,0 +1,134 @@
+"""Response bodies of the OpenAI API. (https://platform.openai.com/docs/api-reference)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pellucid.core.errors import PellucidError
+from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput
+from pellucid.server.openai_requests import GenerationRequest
+from pellucid.tokenizer.detokenizer import IncrementalDetokenizer
+from pellucid.tokenizer.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0
+"""Stands for the logarithm of 0, which JSON cannot write."""
+
+
+def response_body(
+    request: GenerationRequest, outputs: Sequence[RequestOutput], tokenizer: Tokenizer, *, name: str, created: int
+) -> dict[str, Any]:
+    """The body that answers `request`.
+
+    Args:
+        outputs: one for each of its prompts, none of them failed.
+        name: unique; the body's `id` is made from it.
+        created: seconds since 1970.
+    """
+    prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    completion_tokens = sum(len(each.token_ids) for output in outputs for each in output.outputs)
+    choices: list[dict[str, Any]] = []
+    for output in outputs:
+        for completion in output.outputs:
+            choice = _choice(request, completion, tokenizer)
+            choice["index"] = len(choices)
+            if request.return_token_ids:
+                choice["prompt_token_ids"] = output.prompt_token_ids
+                choice["token_ids"] = completion.token_ids
+            choices.append(choice)
+    return {
+        "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{name}",
+        "object": "chat.completion" if request.is_chat else "text_completion",
+        "created": created,
+        "model": request.model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+def error_body(error: PellucidError) -> dict[str, Any]:
+    """The body that tells of `error`."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    if error.status == 429:
+        kind = "rate_limit_error"
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def _choice(request: GenerationRequest, completion: CompletionOutput, tokenizer: Tokenizer) -> dict[str, Any]:
+    params = request.sampling_params
+    choice: dict[str, Any] = {"index": 0}
+    if request.is_chat:
+        choice["message"] = {"role": "assistant", "content": completion.text, "refusal": None}
+        choice["logprobs"] = _chat_logprobs(completion, tokenizer)
+    else:
+        choice["text"] = completion.text
+        choice["logprobs"] = _completion_logprobs(completion, tokenizer, params.skip_special_tokens)
+    choice["finish_reason"] = completion.finish_reason
+    choice["stop_reason"] = completion.stop_reason
+    return choice
+
+
+def _chat_logprobs(completion: CompletionOutput, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    if completion.logprobs is None:
+        return None
+    content = []
+    for token_id, step in zip(completion.token_ids, completion.logprobs, strict=True):
+        content.append(
+            {
+                **_chat_token(token_id, step[token_id], tokenizer),
+                "top_logprobs": [_chat_token(*item, tokenizer) for item in _likeliest(step)],
+            }
+        )
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(token_id: int, item: Logprob, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "token": _token_text(token_id, item, tokenizer),
+        "logprob": max(item.logprob, LEAST_LOGPROB),
+        "bytes": list(tokenizer.token_bytes(token_id)),
+    }
+
+
+def _completion_logprobs(
+    completion: CompletionOutput, tokenizer: Tokenizer, skip_special_tokens: bool
+) -> dict[str, Any] | None:
+    if completion.logprobs is None:
+        return None
+    detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens, continuation=True)
+    tokens, token_logprobs, top_logprobs, offsets = [], [], [], []
+    length = 0
+    for token_id, step in zip(completion.token_ids, completion.logprobs, strict=True):
+        tokens.append(_token_text(token_id, step[token_id], tokenizer))
+        token_logprobs.append(max(step[token_id].logprob, LEAST_LOGPROB))
+        top_logprobs.append(
+            {_token_text(each, item, tokenizer): max(item.logprob, LEAST_LOGPROB) for each, item in step.items()}
+        )
+        offsets.append(min(length, len(completion.text)))  # a stop string cuts the text short
+        length += len(detokenizer.push(token_id))
+    return {
+        "tokens": tokens,
+        "token_logprobs": token_logprobs,
+        "top_logprobs": top_logprobs,
+        "text_offset": offsets,
+    }
+
+
+def _likeliest(step: dict[int, Logprob]) -> list[tuple[int, Logprob]]:
+    ranked = [(item.rank, token_id, item) for token_id, item in step.items() if item.rank is not None]
+    return [(token_id, item) for _, token_id, item in sorted(ranked, key=lambda entry: entry[0])]
+
+
+def _token_text(token_id: int, item: Logprob, tokenizer: Tokenizer) -> str:
+    """The token's text; for a part of a character `bytes:` and the bytes written out, as OpenAI has it."""
+    if "\ufffd" in item.decoded_token:
+        data = tokenizer.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    return item.decoded_token

@@ -1,0 +1,183 @@
+"""Bodies of the OpenAI API: what is taken, and that nothing is ignored."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.server import openai_requests
+from pellucid.server.openai_requests import check_model, parse_chat_completion, parse_completion
+from tests.support.fake_tokenizer import FakeTokenizer
+
+TOKENIZER: Any = FakeTokenizer()
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def chat(**body: Any) -> openai_requests.GenerationRequest:
+    return parse_chat_completion({"model": "m", "messages": MESSAGES, **body}, TOKENIZER)
+
+
+def completion(**body: Any) -> openai_requests.GenerationRequest:
+    return parse_completion({"model": "m", "prompt": "hi", **body}, TOKENIZER)
+
+
+EITHER = pytest.mark.parametrize("parse", [chat, completion])
+
+
+def test_the_least_bodies() -> None:
+    request = chat()
+    assert request.prompts == [TOKENIZER.apply_chat_template(MESSAGES)]
+    assert request.sampling_params == SamplingParams(max_tokens=None)
+    assert (request.model, request.is_chat, request.return_token_ids) == ("m", True, False)
+    request = completion()
+    assert request.prompts == ["hi"]
+    assert request.sampling_params == SamplingParams(max_tokens=16)
+    assert not request.is_chat
+
+
+@EITHER
+def test_every_sampling_parameter_can_be_given(parse: Any) -> None:
+    values = {
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "seed": 7,
+        "ignore_eos": True,
+        "stop": ["a", "b"],
+        "stop_token_ids": [4],
+        "include_stop_str_in_output": True,
+        "n": 2,
+        "min_tokens": 1,
+        "skip_special_tokens": False,
+        "detokenize": True,
+    }
+    assert {*values, "logprobs"} == {field.name for field in fields(SamplingParams)}
+    assert parse(**values).sampling_params == SamplingParams(**values)
+    assert parse(stop="a").sampling_params.stop == ("a",)
+
+
+def test_log_probabilities() -> None:
+    assert completion(logprobs=3).sampling_params.logprobs == 3
+    assert chat(logprobs=True).sampling_params.logprobs == 0
+    assert chat(logprobs=True, top_logprobs=4).sampling_params.logprobs == 4
+    assert chat(logprobs=False).sampling_params.logprobs is None
+
+
+def test_the_limit_of_a_chat_has_two_names() -> None:
+    for body in ({"max_tokens": 9}, {"max_completion_tokens": 9}, {"max_tokens": 9, "max_completion_tokens": 9}):
+        assert chat(**body).sampling_params.max_tokens == 9
+
+
+def test_prompts() -> None:
+    assert completion(prompt=[1, 2]).prompts == [[1, 2]]
+    assert completion(prompt=["a", "b"]).prompts == ["a", "b"]
+    assert completion(prompt=[[1], "b"]).prompts == [[1], "b"]
+
+
+@EITHER
+def test_null_is_as_good_as_nothing(parse: Any) -> None:
+    names = [*openai_requests.SAMPLING_FIELDS, *openai_requests._NEUTRAL, "max_tokens", "logprobs", "user"]
+    assert parse(**dict.fromkeys(names)) == parse()
+
+
+@EITHER
+def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
+    table = openai_requests._NEUTRAL_CHAT if parse is chat else openai_requests._NEUTRAL_COMPLETION
+    for name, values in table.items():
+        for value in values:
+            assert parse(**{name: value}) == parse(), name
+    assert parse(user="me") == parse()
+    assert parse(frequency_penalty=0.0) == parse()
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stream", True, "not supported"),
+        ("stream", 0, "not supported"),
+        ("frequency_penalty", 0.5, "not supported"),
+        ("frequency_penalty", False, "not supported"),
+        ("logit_bias", {"5": 1}, "not supported"),
+        ("temprature", 1, "did you mean temperature?"),
+        ("xyzzy", 1, "not a parameter"),
+        ("user", 5, "a string"),
+        ("temperature", 1e-308, "temperature must be"),
+        ("temperature", "hot", "temperature must be"),
+        ("top_p", 0, "top_p must be"),
+        ("top_k", 2**63, "top_k must be"),
+        ("n", 10**400, "n must be"),
+        ("n", 0, "n must be"),
+        ("seed", -1, "seed must be"),
+        ("max_tokens", 0, "max_tokens must be"),
+        ("stop", 5, "stop must be"),
+        ("stop", [""], "stop must be"),
+        ("stop_token_ids", [-1], "stop_token_ids"),
+        ("ignore_eos", 1, "ignore_eos must be"),
+        ("return_token_ids", "yes", "return_token_ids must be"),
+        ("model", 5, "model must be"),
+        ("model", None, "model is missing"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(parse: Any, name: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message.replace("?", r"\?")) as caught:
+        parse(**{name: value})
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": 5, "max_tokens": 6}, "max_tokens"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"prompt": "x"}, "prompt"),
+        ({"echo": False}, "echo"),
+    ],
+)
+def test_what_a_chat_refuses(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(**body)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": {}}, "prompt"),
+        ({"prompt": ["a", 5]}, "prompt"),
+        ({"prompt": ["a"] * 2049}, "prompt"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"echo": True}, "echo"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"messages": MESSAGES}, "messages"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens"),
+    ],
+)
+def test_what_a_completion_refuses(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        completion(**body)
+    assert caught.value.param == param
+
+
+def test_the_model_goes_by_its_names() -> None:
+    check_model("b", ["a", "b"])
+    with pytest.raises(ModelNotFoundError, match="'c' is not served here; this one goes by a, b"):
+        check_model("c", ["a", "b"])

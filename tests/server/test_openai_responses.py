@@ -1,0 +1,115 @@
+"""Answers as the OpenAI API writes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pellucid.core.errors import BackendError, InvalidRequestError, PellucidError, QueueFullError
+from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.server.openai_requests import GenerationRequest
+from pellucid.server.openai_responses import error_body, response_body
+
+
+class ByteTokenizer:
+    """Token i is byte i; 0 stands for no text."""
+
+    special_ids = frozenset({0})
+    strips_leading_space = False
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
+TOKENIZER: Any = ByteTokenizer()
+
+
+def output_of(data: bytes, text: str, *, index: int = 0, logprobs: bool = True) -> CompletionOutput:
+    """A completion of byte tokens, each with itself at rank 2 and `!` at rank 1."""
+    steps = [
+        {
+            byte: Logprob(-1.5, 2, bytes([byte]).decode(errors="replace")),
+            33: Logprob(float("-inf") if byte == 0 else -0.5, 1, "!"),
+        }
+        for byte in data
+    ]
+    return CompletionOutput(index, text, list(data), "stop", None, steps if logprobs else None)
+
+
+def body_of(is_chat: bool, *outputs: RequestOutput, **options: Any) -> dict[str, Any]:
+    request = GenerationRequest("m", ["p"], SamplingParams(), is_chat, options.get("return_token_ids", False))
+    body = response_body(request, outputs, TOKENIZER, name="0123", created=17)
+    json.dumps(body, allow_nan=False)
+    return body
+
+
+def test_a_chat_completion() -> None:
+    output = RequestOutput("r", None, [1, 2, 3], [output_of(b"hi", "hi", logprobs=False)])
+    assert body_of(True, output) == {
+        "id": "chatcmpl-0123",
+        "object": "chat.completion",
+        "created": 17,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "hi", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+                "stop_reason": None,
+            }
+        ],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+
+
+def test_a_completion_of_several_prompts() -> None:
+    outputs = [
+        RequestOutput(
+            "r", None, [1], [output_of(b"a", "a", logprobs=False), output_of(b"b", "b", index=1, logprobs=False)]
+        ),
+        RequestOutput("s", None, [2, 3], [output_of(b"c", "c", logprobs=False)]),
+    ]
+    body = body_of(False, *outputs, return_token_ids=True)
+    assert (body["id"], body["object"]) == ("cmpl-0123", "text_completion")
+    assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "a"), (1, "b"), (2, "c")]
+    assert [choice["token_ids"] for choice in body["choices"]] == [[97], [98], [99]]
+    assert [choice["prompt_token_ids"] for choice in body["choices"]] == [[1], [1], [2, 3]]
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+
+
+def test_log_probabilities_of_a_chat() -> None:
+    output = RequestOutput("r", None, [1], [output_of("é".encode() + b"\0", "é")])
+    content = body_of(True, output)["choices"][0]["logprobs"]["content"]
+    assert [item["token"] for item in content] == ["bytes:\\xc3", "bytes:\\xa9", "\0"]
+    assert [item["bytes"] for item in content] == [[0xC3], [0xA9], [0]]
+    assert content[0]["top_logprobs"] == [
+        {"token": "!", "logprob": -0.5, "bytes": [33]},
+        {"token": "bytes:\\xc3", "logprob": -1.5, "bytes": [0xC3]},
+    ]
+    assert content[2]["top_logprobs"][0]["logprob"] == -9999.0
+
+
+def test_log_probabilities_of_a_completion() -> None:
+    output = RequestOutput("r", None, [1], [output_of("aé\0bcd".encode(), "aéb")])
+    logprobs = body_of(False, output)["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["a", "bytes:\\xc3", "bytes:\\xa9", "\0", "b", "c", "d"]
+    assert logprobs["token_logprobs"] == [-1.5] * 7
+    assert logprobs["top_logprobs"][0] == {"a": -1.5, "!": -0.5}
+    assert logprobs["text_offset"] == [0, 1, 1, 2, 2, 3, 3]  # beyond the stop string at "c" there is no text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InvalidRequestError("no", param="top_p"), "invalid_request_error"),
+        (QueueFullError("full"), "rate_limit_error"),
+        (BackendError("broken"), "server_error"),
+    ],
+)
+def test_errors(error: PellucidError, kind: str) -> None:
+    expected = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    assert error_body(error) == {"error": expected}
