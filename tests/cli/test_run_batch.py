@@ -18,6 +18,7 @@ import pytest
 
 from pellucid.cli.main import main
 from pellucid.engine.llm_engine import LLMEngine
+from pellucid.server.batch_output import FileOutput
 from pellucid.weights.cache import exclusive
 
 pytestmark = pytest.mark.filterwarnings("ignore:the native core is not installed")
@@ -173,6 +174,25 @@ def test_an_interrupt_says_how_to_go_on(batch, requests: Path, tmp_path: Path, m
     assert code == 0
     assert f"60 requests ({found[1]} of them before), 1 failed" in err
     assert answers_in(out.read_bytes()) == answers_in(whole.read_bytes())
+
+
+def test_stopped_when_all_is_answered_it_needs_no_model_to_end(
+    batch, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+
+    def stopped(self: FileOutput) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileOutput, "finish", stopped)
+        code, _, err = batch(few, out)
+    assert code == 130
+    assert "4 of 4 requests are answered; the same command goes on from there" in err
+    monkeypatch.setattr("pellucid.cli.session.load_llm", None)
+    for _ in range(2):
+        assert batch(few, out) == (0, "", f"{out} is complete: all 4 requests were answered\n")
+        assert sorted(os.listdir(tmp_path)) == ["few.jsonl", "out.jsonl"]
 
 
 def test_a_second_process_is_turned_away(batch, few: Path, tmp_path: Path) -> None:

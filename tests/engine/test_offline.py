@@ -186,7 +186,7 @@ def test_what_the_generator_raises_is_raised(llm: LLM) -> None:
 
 
 def test_letting_go_aborts_what_runs(llm: LLM) -> None:
-    stream = llm.generate_iter(map(prompt_of, itertools.count()), SLOW)
+    stream = llm.generate_iter(map(prompt_of, itertools.count()), itertools.chain([GREEDY], itertools.repeat(SLOW)))
     next(stream)
     assert llm._engine.has_unfinished()
     del stream

@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         if args.output == STANDARD:
             return answer(args, batch_input, StreamOutput(sys.stdout.buffer), identity)
         with FileOutput(Path(args.output), identity, batch_input.num_requests) as output:
-            if output.is_complete:
+            if output.num_done == batch_input.num_requests:
+                output.finish()
                 print(f"{args.output} is complete: all {output.num_done:,} requests were answered", file=sys.stderr)
                 return 0
             return answer(args, batch_input, output, identity)
@@ -149,12 +150,12 @@ def answer(args: argparse.Namespace, batch_input: BatchInput, output: BatchOutpu
         progress = GenerateProgress(total, args.progress, noun="requests", done=done_before)
         try:
             batch.run(progress)
+            if file_output is not None:
+                file_output.finish()
         except KeyboardInterrupt:
             how = "" if file_output is None else "; the same command goes on from there"
             print(f"interrupted: {output.num_done:,} of {total:,} requests are answered{how}", file=sys.stderr)
             raise
-    if file_output is not None:
-        file_output.finish()
     print(summary(output, batch, progress, done_before), file=sys.stderr)
     return 0
 

@@ -174,8 +174,9 @@ class FileOutput:
         self._count(index, offset, answer)
 
     def finish(self) -> None:
-        """Put the file in its place, the answers in the order of the requests."""
-        assert self._journal is not None
+        """With all answered, put the file in its place, the answers in the order of the requests. Once is enough."""
+        if self.is_complete:
+            return
         assert self.num_done == len(self._offsets)
         with self._storage_errors():
             with self.journal_path.open("rb") as journal, self._new_path.open("wb") as new:
