@@ -15,7 +15,7 @@ from pellucid.engine.progress import GenerateProgress
 from pellucid.server import batch
 from pellucid.server.batch import Batch
 from pellucid.server.batch_input import BatchInput
-from pellucid.server.batch_output import Identity
+from pellucid.server.batch_output import Identity, Tally
 from tests.support.engines import load_fake_backend
 from tests.support.fake_backend import FakeBackend
 
@@ -28,7 +28,7 @@ class Collected:
     def __init__(self, done: set[int] | None = None) -> None:
         self.done = done or set()
         self.answers: dict[int, dict[str, Any]] = {}
-        self.num_done = self.num_failed = 0
+        self.tally = Tally()
 
     def is_done(self, index: int) -> bool:
         return index in self.done
@@ -202,7 +202,7 @@ def test_a_seed_is_kept(llm: LLM) -> None:
 def test_many_lines_in_bounded_memory(backend: FakeBackend) -> None:
     class Nowhere(Collected):
         def write(self, index: int, answer: dict[str, Any]) -> None:
-            self.num_done += 1
+            self.tally.num_done += 1
 
     def peak(num_lines: int) -> int:
         lines = (json.dumps(line(f"c{n}", prompt=f"hello {n % 50}" * 20, max_tokens=2)) for n in range(num_lines))
@@ -214,7 +214,7 @@ def test_many_lines_in_bounded_memory(backend: FakeBackend) -> None:
             work.run(GenerateProgress(None, False))
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-            assert output.num_done == num_lines
+            assert output.tally.num_done == num_lines
         return peak
 
     assert peak(500) < 1.2 * peak(150)

@@ -21,7 +21,10 @@ RESOLVED = {"backend": "cpu"}
 
 
 def answer_to(index: int, identity: Identity = IDENTITY) -> dict[str, Any]:
-    response = {"status_code": 400 if index == 3 else 200, "body": {"text": f"é{index}\n" * 20}}
+    response = {
+        "status_code": 400 if index == 3 else 200,
+        "body": {"text": f"é{index}\n" * 20, "error": {"message": "no"}},
+    }
     return {"id": identity.answer_id(index), "custom_id": f"c{index}", "response": response, "error": None}
 
 
@@ -38,7 +41,8 @@ def answer_all(path: Path, *, order: list[int], stop_after: int | None = None) -
             if not output.is_done(index):
                 output.write(index, answer_to(index))
                 answered.append(index)
-        assert output.num_failed == 1
+        assert output.tally.num_failed == 1
+        assert output.tally.first_failure == (3, "c3", "no")
         output.finish()
     return answered
 
@@ -141,7 +145,8 @@ def test_another_run_is_refused_by_what_is_different(tmp_path: Path) -> None:
     assert (tmp_path / "out.jsonl.partial").read_bytes() == journal
     answer_all(out, order=ORDER)
     assert "not the result of this command" in refusal(out, Identity({"seed": 2, "input_sha256": "ab"}))
-    for other in (WHOLE[:-1] + b"x\n", WHOLE + b"{}\n", WHOLE.splitlines(keepends=True)[0], b"", b"hello\n"):
+    ids_only = b"".join(b'{"id": "%s"}\n' % IDENTITY.answer_id(index).encode() for index in range(NUM_REQUESTS))
+    for other in (ids_only, WHOLE[:-1] + b"x\n", WHOLE + b"{}\n", WHOLE.splitlines(keepends=True)[0], b"", b"hello\n"):
         out.write_bytes(other)
         assert "is there already" in refusal(out)
         assert out.read_bytes() == other
@@ -161,7 +166,7 @@ def test_what_was_resolved_is_told_again(tmp_path: Path) -> None:
         assert output.resolved == RESOLVED
         output.begin({"backend": "other"})
         assert output.resolved == RESOLVED
-        assert output.num_done == 2
+        assert output.tally.num_done == 2
 
 
 def test_a_second_process_is_kept_away(tmp_path: Path) -> None:

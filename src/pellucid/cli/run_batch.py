@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pellucid.cli.parser import add_engine_options, add_model_option
+from pellucid.core.validation import shown
 
 if TYPE_CHECKING:
     from pellucid.engine.progress import GenerateProgress
-    from pellucid.server.batch import Batch
     from pellucid.server.batch_input import BatchInput
-    from pellucid.server.batch_output import BatchOutput, Identity
+    from pellucid.server.batch_output import BatchOutput, Identity, Tally
 
 DESCRIPTION = """
 Answer every request of a file in the format of the OpenAI Batch API: one JSON object a line, with custom_id, method,
@@ -79,9 +79,11 @@ def run(args: argparse.Namespace) -> int:
         if args.output == STANDARD:
             return answer(args, batch_input, StreamOutput(sys.stdout.buffer), identity)
         with FileOutput(Path(args.output), identity, batch_input.num_requests) as output:
-            if output.num_done == batch_input.num_requests:
+            if output.tally.num_done == batch_input.num_requests:
                 output.finish()
-                print(f"{args.output} is complete: all {output.num_done:,} requests were answered", file=sys.stderr)
+                print(
+                    f"{args.output} is complete: all {output.tally.num_done:,} requests were answered", file=sys.stderr
+                )
                 return 0
             return answer(args, batch_input, output, identity)
 
@@ -135,7 +137,7 @@ def answer(args: argparse.Namespace, batch_input: BatchInput, output: BatchOutpu
     file_output = output if isinstance(output, FileOutput) else None
     if file_output is not None and file_output.resolved is not None:  # what was left to choose was chosen then
         args.max_model_len, args.backend = file_output.resolved["max_model_len"], file_output.resolved["backend"]
-    done_before, total = output.num_done, batch_input.num_requests
+    done_before, total = output.tally.num_done, batch_input.num_requests
     with session.load_llm(args) as llm:
         if file_output is not None:
             file_output.begin({"max_model_len": llm.max_model_len, "backend": llm.backend_name})
@@ -154,21 +156,22 @@ def answer(args: argparse.Namespace, batch_input: BatchInput, output: BatchOutpu
                 file_output.finish()
         except KeyboardInterrupt:
             how = "" if file_output is None else "; the same command goes on from there"
-            print(f"interrupted: {output.num_done:,} of {total:,} requests are answered{how}", file=sys.stderr)
+            print(f"interrupted: {output.tally.num_done:,} of {total:,} requests are answered{how}", file=sys.stderr)
             raise
-    print(summary(output, batch, progress, done_before), file=sys.stderr)
+    print(summary(output.tally, progress, done_before), file=sys.stderr)
     return 0
 
 
-def summary(output: BatchOutput, batch: Batch, progress: GenerateProgress, done_before: int) -> str:
+def summary(tally: Tally, progress: GenerateProgress, done_before: int) -> str:
     before = f" ({done_before:,} of them before)" if done_before else ""
     cached = progress.cached_tokens / progress.prompt_tokens if progress.prompt_tokens else 0.0
     seconds = progress.elapsed
     text = (
-        f"{output.num_done:,} requests{before}, {output.num_failed:,} failed; {progress.prompt_tokens:,} prompt tokens "
+        f"{tally.num_done:,} requests{before}, {tally.num_failed:,} failed; {progress.prompt_tokens:,} prompt tokens "
         f"({cached:.0%} cached) and {progress.output_tokens:,} output tokens in {seconds:.1f} s: "
         f"{progress.prompt_tokens / seconds:,.0f} tok/s in, {progress.output_tokens / seconds:,.0f} tok/s out"
     )
-    if batch.first_failure is not None:
-        text += f"\nthe first failure, line {batch.first_failure[0]}: {batch.first_failure[1]}"
+    if tally.first_failure is not None:
+        _, custom_id, message = tally.first_failure
+        text += f"\nthe first failure, {shown(custom_id)}: {message}"
     return text

@@ -54,9 +54,6 @@ class Batch:
         seed: from which a request without a seed draws its own, by its custom_id: wherever it stands in the file, and
             whether the run was interrupted or not, it draws the same.
         clock: seconds since 1970.
-
-    Attributes:
-        first_failure: of the lines answered by this object: number of a line and what was wrong.
     """
 
     def __init__(
@@ -70,7 +67,6 @@ class Batch:
         seed: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.first_failure: tuple[int, str] | None = None
         self._llm = llm
         self._input = batch_input
         self._output = output
@@ -140,8 +136,6 @@ class Batch:
         )
 
     def _answer(self, line: BatchLine, status: int, body: dict[str, Any]) -> None:
-        if status != 200 and self.first_failure is None:
-            self.first_failure = line.number, body["error"]["message"]
         response = {"status_code": status, "request_id": f"req_{self._identity.name(line.index)}", "body": body}
         answer_id = self._identity.answer_id(line.index)
         self._output.write(

@@ -15,6 +15,7 @@ import re
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
@@ -30,11 +31,34 @@ SYNC_SECONDS = 1.0
 _ENTRY = re.compile(rb"(\d{1,18}) (\{.*\})\n", re.DOTALL)
 
 
+@dataclass(slots=True)
+class Tally:
+    """What the answers so far are.
+
+    Attributes:
+        num_done: how many there are.
+        num_failed: how many of them tell of an error.
+        first_failure: the index of the first request of these, its custom_id, and what was wrong.
+    """
+
+    num_done: int = 0
+    num_failed: int = 0
+    first_failure: tuple[int, str, str] | None = None
+
+    def add(self, index: int, answer: dict[str, Any]) -> None:
+        """Count the answer to request `index`."""
+        self.num_done += 1
+        response = answer["response"]
+        if response["status_code"] != 200:
+            self.num_failed += 1
+            if self.first_failure is None or index < self.first_failure[0]:
+                self.first_failure = index, answer["custom_id"], response["body"]["error"]["message"]
+
+
 class BatchOutput(Protocol):
     """Where the answers go."""
 
-    num_done: int
-    num_failed: int
+    tally: Tally
 
     def is_done(self, index: int) -> bool:
         """Whether request `index` was answered before."""
@@ -69,8 +93,7 @@ class StreamOutput:
     """Answers to a stream, in the order in which they come. Nothing is kept of them."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.num_done = 0
-        self.num_failed = 0
+        self.tally = Tally()
         self._stream = stream
 
     def is_done(self, index: int) -> bool:
@@ -79,8 +102,7 @@ class StreamOutput:
     def write(self, index: int, answer: dict[str, Any]) -> None:
         self._stream.write(encode_line(answer))
         self._stream.flush()
-        self.num_done += 1
-        self.num_failed += is_failure(answer)
+        self.tally.add(index, answer)
 
 
 class FileOutput:
@@ -104,8 +126,7 @@ class FileOutput:
         self.path = path
         self.journal_path = path.with_name(f"{path.name}.partial")
         self._new_path = path.with_name(f"{path.name}.new")
-        self.num_done = 0
-        self.num_failed = 0
+        self.tally = Tally()
         self.is_complete = False
         self.resolved: dict[str, Any] | None = None
         self._identity = identity
@@ -177,7 +198,7 @@ class FileOutput:
         """With all answered, put the file in its place, the answers in the order of the requests. Once is enough."""
         if self.is_complete:
             return
-        assert self.num_done == len(self._offsets)
+        assert self.tally.num_done == len(self._offsets)
         with self._storage_errors():
             with self.journal_path.open("rb") as journal, self._new_path.open("wb") as new:
                 for offset in self._offsets:
@@ -232,8 +253,10 @@ class FileOutput:
         index = 0
         with self.path.open("rb") as lines:
             for line in lines:
-                if index >= len(self._offsets) or not self._is_expected(index, _json_object(line)):
+                answer = _json_object(line)
+                if answer is None or not self._is_expected(index, answer):
                     break
+                self._count(index, 0, answer)
                 index += 1
             else:
                 self.is_complete = index == len(self._offsets)
@@ -243,18 +266,20 @@ class FileOutput:
                 "another file",
                 param="output",
             )
-        self.num_done = index
         self.journal_path.unlink(missing_ok=True)
 
-    def _is_expected(self, index: int, answer: dict[str, Any] | None) -> bool:
-        if answer is None or not 0 <= index < len(self._offsets) or self._offsets[index] >= 0:
+    def _is_expected(self, index: int, answer: dict[str, Any]) -> bool:
+        if not 0 <= index < len(self._offsets) or self._offsets[index] >= 0:
             return False
-        return answer.get("id") == self._identity.answer_id(index)
+        try:
+            Tally().add(index, answer)
+        except (KeyError, TypeError):  # someone has been at work on the file
+            return False
+        return bool(answer["id"] == self._identity.answer_id(index))
 
     def _count(self, index: int, offset: int, answer: dict[str, Any]) -> None:
         self._offsets[index] = offset
-        self.num_done += 1
-        self.num_failed += is_failure(answer)
+        self.tally.add(index, answer)
 
     def _append(self, line: bytes) -> None:
         assert self._journal is not None
@@ -290,11 +315,6 @@ def encode_line(value: dict[str, Any]) -> bytes:
     """One line of JSON; a lone surrogate, which UTF-8 cannot write, as JSON's own escape."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace") + b"\n"
-
-
-def is_failure(answer: dict[str, Any]) -> bool:
-    """Whether an answer tells of an error."""
-    return bool(answer["response"]["status_code"] != 200)
 
 
 def _entry(line: bytes) -> tuple[int, dict[str, Any]] | None:
