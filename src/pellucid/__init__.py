@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from pellucid.core.metrics import EngineMetrics, RequestMetrics
     from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
     from pellucid.core.sampling_params import SamplingParams
+    from pellucid.engine.async_engine import AsyncEngine
+    from pellucid.engine.async_request import AsyncTokenStream
     from pellucid.engine.llm import LLM
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "AsyncEngine": "pellucid.engine.async_engine",
+    "AsyncTokenStream": "pellucid.engine.async_request",
     "LLM": "pellucid.engine.llm",
     "SamplingParams": "pellucid.core.sampling_params",
     "CompletionOutput": "pellucid.core.outputs",
@@ -56,6 +60,8 @@ _HOME = {
 
 __all__ = [
     "LLM",
+    "AsyncEngine",
+    "AsyncTokenStream",
     "BackendError",
     "CapacityError",
     "CompletionOutput",

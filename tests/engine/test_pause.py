@@ -203,9 +203,11 @@ def test_a_reset_fails_every_request_once_and_the_engine_goes_on(monkeypatch: py
     with pytest.raises(ZeroDivisionError):
         engine.step()
     monkeypatch.undo()
-    error = EngineError("a defect")
-    engine._checked(engine.reset(error))
+    engine._checked(engine.reset(ZeroDivisionError("a defect")))
     assert not engine.has_unfinished()
+    error = engine.replies["whole"].error
+    assert isinstance(error, EngineError)
+    assert "a defect" in error.message
     assert [engine.replies[name].error for name in ("done", "stream", "whole")] == [None, error, error]
     assert len(engine.tokens["stream"]) == told + 2  # what the step had told before it failed, and the end
     assert engine.tokens["stream"][-1].request_output is engine.replies["stream"]
@@ -222,7 +224,7 @@ def test_what_was_replied_before_the_defect_stands() -> None:
     engine.scheduler.cache.pool.allocate()  # a leak, which is noticed when all are done
     with pytest.raises(CacheIntegrityError):
         engine.step()
-    output = engine.reset(EngineError("a defect"))
+    output = engine.reset(ZeroDivisionError())
     assert [reply.error for reply in output.finished] == [None]
     assert engine.metrics().unfinished_requests == 0
     engine.scheduler.check_idle()
@@ -236,7 +238,7 @@ def test_a_reset_forgets_which_rows_hold_which_tables() -> None:
             engine.add_request(str(number), [5 + number] * 130, GREEDY)
         for _ in range(6):
             engine.step()
-        engine.reset(EngineError("a defect"))
+        engine.reset(ZeroDivisionError())
     engine.replies.clear()
     engine.add_request("x", [9] * 130, GREEDY)
     engine.run()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from pellucid.engine import step_guard
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.tiny_models import write_tiny_model
 
@@ -107,6 +109,57 @@ def test_a_daemon_thread_in_a_step_does_not_abort_the_exit(model_path: Path) -> 
     for _ in range(3):
         result = run(model_path, EXIT_MID_STEP)
         assert (result.returncode, result.stderr) == (0, "")
+
+
+ASYNC = """
+import asyncio
+from pellucid import AsyncEngine
+llm.close()
+endless = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+async def main():
+    engine = AsyncEngine(sys.argv[1], threads=2, kv_cache_memory=1 << 26, max_unread_tokens=100000)
+    async def keep_busy():
+        while True:
+            await engine.complete([1, 2, 3], endless)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    tasks = [asyncio.create_task(keep_busy()) for _ in range(4)]
+    async for token in engine.generate(prompt, endless):
+        break
+"""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "asyncio.run(main())",
+        "loop = asyncio.new_event_loop(); loop.run_until_complete(main())",
+        "loop = asyncio.new_event_loop(); loop.run_until_complete(main()); assert in_child(lambda: True) == 0",
+    ],
+)
+def test_an_async_engine_at_work_does_not_keep_the_process_from_forking_and_exiting(model_path: Path, end: str) -> None:
+    result = run(model_path, ASYNC + end)
+    assert result.returncode == 0, result.stderr
+
+
+def test_whoever_waits_to_fork_goes_before_the_next_step() -> None:
+    lock, order = threading.RLock(), []
+    step_guard.guard_steps(lock)
+
+    def fork() -> None:
+        step_guard._acquire()
+        order.append("fork")
+        step_guard._release()
+
+    forker = threading.Thread(target=fork)
+    with lock:
+        forker.start()
+        while step_guard._forking.acquire(blocking=False):
+            step_guard._forking.release()
+    step_guard.let_forks_pass()
+    with lock:
+        order.append("step")
+    forker.join()
+    assert order == ["fork", "step"]
 
 
 def test_without_the_guard_it_does(model_path: Path) -> None:

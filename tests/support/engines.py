@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,6 +17,8 @@ from pellucid.engine.llm_engine import LLMEngine
 from pellucid.engine.output_processor import StepOutput
 from tests.support.fake_backend import FakeBackend
 from tests.support.fake_tokenizer import FakeTokenizer
+
+B = TypeVar("B", bound=FakeBackend)
 
 
 class CheckedEngine(LLMEngine):
@@ -91,9 +93,9 @@ def answer_alone(
     return engine.replies["alone"]
 
 
-def load_fake_backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
+def load_fake_backend(monkeypatch: pytest.MonkeyPatch, kind: type[B] = FakeBackend) -> B:  # type: ignore[assignment]
     """The backend and the context of 2048 tokens that every LLM made from here on has, whatever model it asks for."""
-    backend = FakeBackend(max_position_embeddings=2048)
+    backend = kind(max_position_embeddings=2048)
     model_file = SimpleNamespace(spec=backend.spec, metadata={})
     monkeypatch.setattr(loading, "resolve", lambda model, progress: model)
     monkeypatch.setattr(loading, "open_model", lambda path: nullcontext(model_file))

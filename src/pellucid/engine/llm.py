@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sized
 from collections.abc import Sequence as ListLike
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +30,7 @@ from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
 from pellucid.engine.interrupts import DeferInterrupt
-from pellucid.engine.llm_engine import Prompt
+from pellucid.engine.llm_engine import Message, Prompt, PromptLike, is_conversation
 from pellucid.engine.loading import load_engine
 from pellucid.engine.offline import GenerateStream, OfflineRun, paired
 from pellucid.engine.output_processor import StepOutput
@@ -40,8 +40,6 @@ from pellucid.engine.step_guard import guard_steps
 if TYPE_CHECKING:
     from pellucid.weights.cache import Progress
 
-Message: TypeAlias = dict[str, Any]
-PromptLike: TypeAlias = str | list[int]
 Inbox: TypeAlias = deque[TokenOutput | RequestOutput]
 
 
@@ -215,7 +213,7 @@ class LLM:
             InvalidRequestError: also where the model has no chat template or it refuses the messages.
             As `generate`.
         """
-        conversations = [messages] if _is_one_conversation(messages) else list(messages)
+        conversations = [messages] if is_conversation(messages) else list(messages)
         prompts: list[PromptLike] = [self.tokenizer.apply_chat_template(conversation) for conversation in conversations]  # type: ignore[arg-type]
         return self._run_all(prompts, sampling_params, progress)
 
@@ -235,11 +233,10 @@ class LLM:
             InvalidRequestError, ContextLengthError: at once, before the first token is asked for.
             BackendError: from the iterator, if computing fails.
         """
-        if _is_one_conversation(prompt):
-            prompt = self.tokenizer.apply_chat_template(prompt)  # type: ignore[arg-type]
+        prepared = self._engine.prepare(prompt)
         inbox: Inbox = deque()
         with self._exclusive():
-            request_id = self._add(prompt, sampling_params or SamplingParams(), inbox, stream=True)  # type: ignore[arg-type]
+            request_id = self._add(prepared, sampling_params or SamplingParams(), inbox, stream=True)
         return TokenStream(self, request_id, inbox)
 
     def logits(self, token_ids: ListLike[int]) -> NDArray[np.float32]:
@@ -334,7 +331,11 @@ class LLM:
         return request_id
 
     def _step(self) -> None:
-        self._deliver(self._engine.step())
+        try:
+            output = self._engine.step()
+        except Exception as defect:
+            output = self._engine.reset(defect)
+        self._deliver(output)
 
     def _abort(self, request_id: str) -> None:
         output = self._engine.abort(request_id)
@@ -427,10 +428,6 @@ def _is_one_prompt(prompts: object) -> bool:
             f"prompts must be text, token ids, or a list of these, not {type(prompts).__name__}", param="prompts"
         )
     return bool(prompts) and isinstance(prompts[0], (int, np.integer))
-
-
-def _is_one_conversation(messages: object) -> bool:
-    return isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], Mapping)
 
 
 def _one_each(sampling_params: SamplingParams | ListLike[SamplingParams] | None, count: int) -> list[SamplingParams]:

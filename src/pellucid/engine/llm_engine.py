@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from pellucid.core.errors import (
     BackendError,
     CapacityError,
     ContextLengthError,
+    EngineError,
     InvalidRequestError,
     PellucidError,
     QueueFullError,
@@ -33,6 +36,9 @@ from pellucid.engine.output_processor import OutputProcessor, StepOutput
 from pellucid.engine.scheduler import Plan, Scheduler
 from pellucid.kvcache.cache_manager import CacheManager
 from pellucid.tokenizer.tokenizer import Tokenizer
+
+Message: TypeAlias = dict[str, Any]
+PromptLike: TypeAlias = str | list[int]
 
 MAX_SALT_CHARACTERS = 1024
 LOGITS_CHUNK = 128
@@ -119,17 +125,21 @@ class LLMEngine:
 
     # Requests
 
-    def prepare(self, prompt: str | list[int]) -> Prompt:
-        """Turn a prompt into token ids and check them.
+    def prepare(self, prompt: PromptLike | ListLike[Message]) -> Prompt:
+        """Turn a prompt (text, token ids, or messages with `role` and `content`) into token ids and check them; from
+        any thread.
 
         Raises:
-            InvalidRequestError: it is empty, of the wrong type, or has a token id out of the vocabulary.
+            InvalidRequestError: it is empty, of the wrong type, or has a token id out of the vocabulary; the model has
+                no chat template, or it refuses the messages.
             ContextLengthError: it leaves no room for a token.
         """
         if isinstance(prompt, str):
             if not prompt:
                 raise InvalidRequestError("the prompt is empty: give at least one character", param="prompt")
             checked = Prompt(prompt, self._tokenizer.encode(prompt))
+        elif is_conversation(prompt):
+            checked = Prompt(None, self._tokenizer.apply_chat_template(prompt))
         else:
             checked = Prompt(None, _checked_token_ids(prompt, self._backend.spec.vocab_size))
         num_tokens = len(checked.token_ids)
@@ -164,6 +174,18 @@ class LLMEngine:
                     param="stop_token_ids",
                 )
 
+    def check_options(self, priority: int, cache_salt: str) -> None:
+        """Check what else a request may come with.
+
+        Raises:
+            InvalidRequestError: `priority` or `cache_salt` is of the wrong type or out of range.
+        """
+        check_integer("priority", priority, -(2**31), 2**31 - 1)
+        if not isinstance(cache_salt, str) or len(cache_salt) > MAX_SALT_CHARACTERS:
+            raise InvalidRequestError(
+                f"cache_salt must be a string of up to {MAX_SALT_CHARACTERS} characters", param="cache_salt"
+            )
+
     def add_request(
         self,
         request_id: str,
@@ -191,11 +213,7 @@ class LLMEngine:
         if request_id in self._groups:
             raise InvalidRequestError(f"request_id {request_id!r} is in use", param="request_id")
         self.check_params(sampling_params)
-        priority = check_integer("priority", priority, -(2**31), 2**31 - 1)
-        if not isinstance(cache_salt, str) or len(cache_salt) > MAX_SALT_CHARACTERS:
-            raise InvalidRequestError(
-                f"cache_salt must be a string of up to {MAX_SALT_CHARACTERS} characters", param="cache_salt"
-            )
+        self.check_options(priority, cache_salt)
         if not isinstance(prompt, Prompt):
             prompt = self.prepare(prompt)
         group = SequenceGroup(
@@ -208,7 +226,7 @@ class LLMEngine:
             arrival_time=self._clock(),
             eos_token_ids=self._eos_token_ids,
             prompt=prompt.text,
-            priority=priority,
+            priority=int(priority),
             cache_salt=cache_salt.encode("utf-8", "surrogatepass"),
             stream=stream,
         )
@@ -245,12 +263,15 @@ class LLMEngine:
         if group is not None:
             self.scheduler.resume(group)
 
-    def reset(self, error: PellucidError) -> StepOutput:
-        """After `step` or `abort` raised, which is a defect: begin anew with an empty KV cache.
+    def reset(self, defect: Exception) -> StepOutput:
+        """After `step` or `abort` raised `defect`: begin anew with an empty KV cache.
 
         Returns:
-            What they had to tell until then, and the terminal reply of every unfinished request, failed with `error`.
+            What they had to tell until then, and the terminal reply of every unfinished request, failed with an
+            EngineError.
         """
+        error = EngineError(f"the engine failed, and with it every request it had: {defect!r}; they can be sent again")
+        error.__cause__ = defect
         output = self._output
         replied = {reply.request_id for reply in output.finished}
         for group in self._groups.values():
@@ -460,6 +481,11 @@ class LLMEngine:
 
         numbers = self._seed.to_bytes(8, "little") + self._num_added.to_bytes(8, "little")
         return int.from_bytes(sha256(b"pellucid request seed\0" + numbers).digest()[:8], "little")
+
+
+def is_conversation(prompt: object) -> TypeGuard[ListLike[Message]]:
+    """Whether a prompt is a list of messages."""
+    return isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
 def _samples_of(sequence: Sequence, plan: Plan) -> list[Sequence]:

@@ -31,6 +31,13 @@ def guard_steps(lock: RLock) -> None:
     _locks.add(lock)
 
 
+def let_forks_pass() -> None:
+    """Between steps that follow each other closely: let whoever waits to fork or to exit go first. A lock that is taken
+    again at once is not to be had by others."""
+    with _forking:
+        pass
+
+
 def _acquire() -> None:
     for lock in (_forking, *list(_locks)):
         lock.acquire()

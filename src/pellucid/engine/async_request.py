@@ -1,0 +1,186 @@
+"""A request of the AsyncEngine, on its way between an event loop and the engine thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence as ListLike
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeAlias
+
+from pellucid.core.errors import PellucidError
+from pellucid.core.outputs import RequestOutput, TokenOutput
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.engine.llm_engine import Message, PromptLike
+
+if TYPE_CHECKING:
+    from pellucid.engine.async_engine import AsyncEngine
+
+Item: TypeAlias = TokenOutput | RequestOutput | PellucidError
+
+
+class AsyncRequest:
+    """What the two sides know of a request. Each attribute is written by one side only.
+
+    Written by the event loop:
+        loop: whose request it is; None before it was begun.
+        num_read: items taken.
+        resume_asked: whether the engine thread was told that a paused request has been read; it takes that back.
+        is_dropped: nobody reads it any more.
+
+    Written by the engine thread:
+        is_added: whether the engine knows it.
+        is_aborted: whether it is to be aborted as soon as the engine knows it.
+        is_paused: whether it is left out of steps until more of it was read.
+        num_sent: items handed over.
+    """
+
+    __slots__ = (
+        "_items",
+        "_waiter",
+        "cache_salt",
+        "is_aborted",
+        "is_added",
+        "is_dropped",
+        "is_paused",
+        "loop",
+        "num_read",
+        "num_sent",
+        "priority",
+        "request_id",
+        "resume_asked",
+        "sampling_params",
+        "stream",
+    )
+
+    def __init__(
+        self, request_id: str, sampling_params: SamplingParams, priority: int, cache_salt: str, *, stream: bool
+    ) -> None:
+        self.request_id = request_id
+        self.sampling_params = sampling_params
+        self.priority = priority
+        self.cache_salt = cache_salt
+        self.stream = stream
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.num_read = 0
+        self.resume_asked = False
+        self.is_dropped = False
+        self.is_added = False
+        self.is_aborted = False
+        self.is_paused = False
+        self.num_sent = 0
+        self._items: deque[Item] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def num_unread(self) -> int:
+        """Items handed over and not taken yet, those on their way to the loop included."""
+        return self.num_sent - self.num_read
+
+    def receive(self, item: Item) -> None:
+        """In the loop: an item has come."""
+        self._items.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def hang_up(self) -> None:
+        """In the loop: whoever waits for an item is told that none will come."""
+        self.is_dropped = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> Item | None:
+        """In the loop: the next item, once it is there; None if the request was dropped."""
+        while not self._items:
+            if self.is_dropped:
+                return None
+            if self._waiter is not None:
+                raise RuntimeError(f"two readers wait for request {self.request_id!r} at once")
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self.num_read += 1
+        return self._items.popleft()
+
+
+class AsyncTokenStream:
+    """The tokens of one request, as an async iterator and an async context manager.
+
+    The request is begun by `async with`, or with the first token that is asked for, and that is when what is wrong with
+    its prompt is raised. Leaving the context, `aclose`, a cancelled wait, or letting go of the stream aborts it.
+
+    Attributes:
+        request_id: the request's name within the engine.
+        request_output: the whole answer, once the last token has been read; None before.
+    """
+
+    def __init__(self, engine: AsyncEngine, request: AsyncRequest, prompt: PromptLike | ListLike[Message]) -> None:
+        self.request_id = request.request_id
+        self.request_output: RequestOutput | None = None
+        self._engine = engine
+        self._request = request
+        self._prompt = prompt
+        self._is_begun = False
+        self._is_over = False
+
+    def __aiter__(self) -> AsyncTokenStream:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        """Raises PellucidError if the request was refused or failed, StopAsyncIteration after its last token."""
+        if self._is_over:
+            raise StopAsyncIteration
+        await self._begin()
+        try:
+            item = await self._request.take()
+        except asyncio.CancelledError:
+            self._drop()
+            raise
+        if item is None:
+            raise StopAsyncIteration
+        if self._request.is_paused:
+            self._engine._has_read(self._request)
+        if isinstance(item, PellucidError):
+            self._is_over = True
+            raise item
+        assert isinstance(item, TokenOutput)
+        if item.request_output is not None:
+            self._is_over = True
+            self.request_output = item.request_output
+            if item.request_output.error is not None:
+                raise item.request_output.error
+        return item
+
+    async def aclose(self) -> None:
+        """Abort the request, if it is not over. Does not wait for that to be done, at the latest after this step."""
+        self._drop()
+        self._request.hang_up()
+
+    async def __aenter__(self) -> AsyncTokenStream:
+        await self._begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._drop()
+
+    async def _begin(self) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            try:
+                await self._engine._submit(self._request, self._prompt)
+            except BaseException:
+                self._is_over = True
+                raise
+
+    def _drop(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            if self._is_begun:
+                self._engine._drop(self._request)
