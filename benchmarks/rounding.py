@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.reference.backend import ReferenceBackend
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
+from pellucid.core.batch import ForwardBatch
+from pellucid.core.config import num_blocks_for
+from pellucid.models.kv_groups import kv_groups
 from pellucid.tokenizer import Tokenizer
 from pellucid.weights.loader import open_model
 
@@ -94,15 +96,15 @@ def main() -> None:
         ids = Tokenizer.from_gguf(model_file.metadata).encode(args.text.read_text())[: args.max_tokens]
         backend = RoundedInputs(model_file.spec, model_file.weights(), kv_cache_dtype="f32")
     num_tokens = len(ids)
-    num_blocks = -(-num_tokens // BLOCK_SIZE)
-    backend.allocate_kv_cache(num_blocks)
+    tables = np.arange(len(kv_groups(backend.spec)) * num_blocks_for(num_tokens), dtype=np.int32)
+    backend.allocate_kv_cache(len(tables))
     positions = np.arange(num_tokens, dtype=np.int32)
     batch = ForwardBatch(
         input_ids=np.array(ids, np.int32),
         positions=positions,
         cu_seqlens=np.array([0, num_tokens], np.int32),
         kv_lens=np.array([num_tokens], np.int32),
-        block_tables=np.arange(num_blocks, dtype=np.int32)[None],
+        block_tables=tables.reshape(-1, 1, num_blocks_for(num_tokens)),
         logits_rows=positions,
     )
     exact = log_softmax(backend.forward(batch).logits)

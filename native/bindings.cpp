@@ -33,6 +33,9 @@ using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using MutableMatrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+// [num_groups][num_seqs][max_blocks]; a view into larger tables.
+using BlockTables = nb::ndarray<const int32_t, nb::ndim<3>, nb::device::cpu>;
+
 template <class T>
 T get(const nb::dict& fields, const char* name) {
     return nb::cast<T>(fields[name]);
@@ -165,27 +168,30 @@ class NativeModel {
     }
 
     bool forward(const Vector<int32_t>& input_ids, const Vector<int32_t>& positions, const Vector<int32_t>& cu_seqlens,
-                 const Vector<int32_t>& kv_lens, const Matrix<int32_t>& block_tables,
-                 const Vector<int32_t>& logits_rows, MutableMatrix<float>& logits) {
+                 const Vector<int32_t>& kv_lens, const BlockTables& block_tables, const Vector<int32_t>& logits_rows,
+                 MutableMatrix<float>& logits) {
         Batch batch;
         batch.num_tokens = static_cast<int>(input_ids.shape(0));
         batch.num_seqs = static_cast<int>(kv_lens.shape(0));
         batch.num_logits = static_cast<int>(logits_rows.shape(0));
-        batch.max_blocks = static_cast<int>(block_tables.shape(1));
         batch.input_ids = input_ids.data();
         batch.positions = positions.data();
         batch.cu_seqlens = cu_seqlens.data();
         batch.kv_lens = kv_lens.data();
         batch.block_tables = block_tables.data();
+        batch.group_stride = block_tables.stride(0);
+        batch.seq_stride = block_tables.stride(1);
         batch.logits_rows = logits_rows.data();
         require(static_cast<int>(positions.shape(0)) == batch.num_tokens &&
                     static_cast<int>(cu_seqlens.shape(0)) == batch.num_seqs + 1 &&
-                    static_cast<int>(block_tables.shape(0)) == batch.num_seqs,
+                    static_cast<int>(block_tables.shape(1)) == batch.num_seqs,
                 "the arrays of the batch do not fit together");
+        require(block_tables.shape(0) == model_.kv_windows.size() && block_tables.stride(2) == 1,
+                "block_tables does not have a table with contiguous rows for each KV group");
         require(static_cast<int>(logits.shape(0)) == batch.num_logits &&
                     static_cast<int>(logits.shape(1)) == model_.vocab_size,
                 "logits has the wrong shape");
-        check(batch);
+        check(batch, static_cast<int>(block_tables.shape(2)));
         float* out = logits.data();
         nb::gil_scoped_release release;
         return executor_->forward(batch, out);
@@ -200,9 +206,9 @@ class NativeModel {
     }
 
     void require_block(int32_t block) const {
-        require(block >= 0 && block < kv_cache_->num_blocks(), "KV block " + std::to_string(block) +
-                                                                   " does not exist; there are " +
-                                                                   std::to_string(kv_cache_->num_blocks()));
+        if (block >= 0 && block < kv_cache_->num_blocks()) return;  // a message for every block would take longest
+        require(false, "KV block " + std::to_string(block) + " does not exist; there are " +
+                           std::to_string(kv_cache_->num_blocks()));
     }
 
     template <class Rows>
@@ -212,7 +218,7 @@ class NativeModel {
         for (size_t i = 0; i < blocks.shape(0); ++i) require_block(blocks.data()[i]);
     }
 
-    void check(const Batch& batch) const {
+    void check(const Batch& batch, int max_blocks) const {
         require(
             batch.num_tokens > 0 && batch.cu_seqlens[0] == 0 && batch.cu_seqlens[batch.num_seqs] == batch.num_tokens,
             "cu_seqlens does not cover the tokens");
@@ -222,7 +228,7 @@ class NativeModel {
             require(begin < end, "every sequence of a batch has at least one new token");
             require(end <= batch.num_tokens, "cu_seqlens does not cover the tokens");
             const int first = batch.kv_lens[seq] - (end - begin);
-            require(first >= 0 && (batch.kv_lens[seq] - 1) / kKvBlockSize < batch.max_blocks,
+            require(first >= 0 && (batch.kv_lens[seq] - 1) / kKvBlockSize < max_blocks,
                     "kv_lens does not fit the new tokens and the block table");
             for (int token = begin; token < end; ++token) {
                 require(batch.positions[token] == first + token - begin, "positions do not end at kv_lens");
@@ -230,13 +236,13 @@ class NativeModel {
                         "token id " + std::to_string(batch.input_ids[token]) + " is outside the vocabulary of " +
                             std::to_string(model_.vocab_size));
             }
-            int first_block = first / kKvBlockSize;
-            for (const Layer& layer : model_.layers) {
-                const int seen = layer.sliding_window == 0 ? 0 : std::max(0, first - layer.sliding_window + 1);
-                first_block = std::min(first_block, seen / kKvBlockSize);
-            }
-            for (int block = first_block; block <= (batch.kv_lens[seq] - 1) / kKvBlockSize; ++block) {
-                require_block(batch.block_tables[static_cast<int64_t>(seq) * batch.max_blocks + block]);
+            for (size_t group = 0; group < model_.kv_windows.size(); ++group) {
+                const int window = model_.kv_windows[group];
+                const int first_seen = window == 0 ? 0 : std::max(0, first - window + 1);
+                const int32_t* table = batch.block_table(static_cast<int>(group), seq);
+                for (int block = first_seen / kKvBlockSize; block <= (batch.kv_lens[seq] - 1) / kKvBlockSize; ++block) {
+                    require_block(table[block]);
+                }
             }
         }
         for (int i = 0; i < batch.num_logits; ++i) {
@@ -257,6 +263,7 @@ class NativeModel {
             rope.attention_factor = get<float>(fields, "attention_factor");
             model_.ropes.push_back(std::move(rope));
         }
+        model_.kv_windows = get<std::vector<int>>(spec, "kv_windows");
         const nb::list layers = get<nb::list>(spec, "layers");
         model_.layers.resize(nb::len(layers));
         for (size_t i = 0; i < model_.layers.size(); ++i) {
@@ -271,6 +278,7 @@ class NativeModel {
             layer.scale = get<float>(fields, "scale");
             layer.sliding_window = get<int>(fields, "sliding_window");
             layer.rope = get<int>(fields, "rope");
+            layer.kv_group = get<int>(fields, "kv_group");
             layer.activation =
                 get<std::string>(fields, "activation") == "silu" ? ActivationKind::kSilu : ActivationKind::kGeluTanh;
             layer.attention_norm.eps = get<float>(fields, "attention_norm_eps");

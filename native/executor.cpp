@@ -328,7 +328,7 @@ void Executor::store_key_value(int thread, int index, int token, int kv_head) {
     }
     kernels_.rope(rotated, rope.cos.data() + static_cast<int64_t>(position) * rope.half(),
                   rope.sin.data() + static_cast<int64_t>(position) * rope.half(), 2 * rope.half());
-    const int block = block_of(token, position / kKvBlockSize);
+    const int block = block_of(layer, token, position / kKvBlockSize);
     kernels_.kv_store(kv_cache_.type(), kv_cache_.keys(block, index, kv_head), kv_cache_.values(block, index, kv_head),
                       layer.head_dim, position % kKvBlockSize, rotated, value);
 }
@@ -378,7 +378,7 @@ void Executor::attend_tile(int thread, int index, const AttentionTile& tile) {
             scratch.begin[row] = window == 0 ? 0 : std::clamp(position - window + 1 - start, 0, kKvBlockSize);
             scratch.end[row] = std::clamp(position + 1 - start, 0, kKvBlockSize);
         }
-        const int physical = block_of(tile.begin, block);
+        const int physical = block_of(layer, tile.begin, block);
         kernels_.attention_block(kv_cache_.type(), kv_cache_.keys(physical, index, tile.kv_head),
                                  kv_cache_.values(physical, index, tile.kv_head), head_dim, query, head_dim, rows,
                                  scratch.begin.data(), scratch.end.data(), max, sum, scratch.partial.data(),
@@ -406,9 +406,9 @@ void Executor::attend_part(int thread, int index, const AttentionPlan& plan, int
     std::fill_n(scratch.end.begin(), group, std::min(kKvBlockSize, position + 1 - start));
     if (part + 1 < static_cast<int>(plan.parts.size())) {
         const auto [next_token, next_head, next_block] = plan.parts[part + 1];
-        kv_cache_.prefetch(block_of(next_token, next_block), index, next_head);
+        kv_cache_.prefetch(block_of(layer, next_token, next_block), index, next_head);
     }
-    const int physical = block_of(token, block);
+    const int physical = block_of(layer, token, block);
     const int64_t row = static_cast<int64_t>(part) * group;
     kernels_.attention_block(kv_cache_.type(), kv_cache_.keys(physical, index, kv_head),
                              kv_cache_.values(physical, index, kv_head), layer.head_dim, scratch.query.data(),

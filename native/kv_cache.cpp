@@ -1,15 +1,18 @@
 #include "kv_cache.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace pellucid {
 
 KvCache::KvCache(const Model& model, KvType type) : type_(type) {
+    std::vector<size_t> group_bytes(model.kv_windows.size());
     for (const Layer& layer : model.layers) {
-        layer_offsets_.push_back(block_bytes_);
+        layer_offsets_.push_back(group_bytes[layer.kv_group]);
         head_bytes_.push_back(size_t{2} * kKvBlockSize * layer.head_dim * kv_element_size(type));
-        block_bytes_ += head_bytes_.back() * layer.num_kv_heads;
+        group_bytes[layer.kv_group] += head_bytes_.back() * layer.num_kv_heads;
     }
+    block_bytes_ = *std::max_element(group_bytes.begin(), group_bytes.end());
 }
 
 void KvCache::allocate(int num_blocks) {
@@ -19,12 +22,10 @@ void KvCache::allocate(int num_blocks) {
     num_blocks_ = num_blocks;
 }
 
-void KvCache::copy(int source, int destination) {
-    std::memcpy(keys(destination, 0, 0), keys(source, 0, 0), block_bytes_);
-}
+void KvCache::copy(int source, int destination) { std::memcpy(block_at(destination), block_at(source), block_bytes_); }
 
-void KvCache::read(int block, uint8_t* data) const { std::memcpy(data, keys(block, 0, 0), block_bytes_); }
+void KvCache::read(int block, uint8_t* data) const { std::memcpy(data, block_at(block), block_bytes_); }
 
-void KvCache::write(int block, const uint8_t* data) { std::memcpy(keys(block, 0, 0), data, block_bytes_); }
+void KvCache::write(int block, const uint8_t* data) { std::memcpy(block_at(block), data, block_bytes_); }
 
 }  // namespace pellucid

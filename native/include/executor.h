@@ -19,13 +19,18 @@ struct Batch {
     int num_tokens = 0;
     int num_seqs = 0;
     int num_logits = 0;
-    int max_blocks = 0;
     const int32_t* input_ids = nullptr;     // [num_tokens]
     const int32_t* positions = nullptr;     // [num_tokens]
     const int32_t* cu_seqlens = nullptr;    // [num_seqs + 1]
     const int32_t* kv_lens = nullptr;       // [num_seqs]
-    const int32_t* block_tables = nullptr;  // [num_seqs][max_blocks]
+    const int32_t* block_tables = nullptr;  // [num_groups][num_seqs][blocks], rows contiguous
     const int32_t* logits_rows = nullptr;   // [num_logits]
+    int64_t group_stride = 0;               // elements from a group's table to the next group's
+    int64_t seq_stride = 0;                 // elements from a sequence's row to the next sequence's
+
+    const int32_t* block_table(int group, int seq) const {
+        return block_tables + group * group_stride + seq * seq_stride;
+    }
 };
 
 // A growing array of floats, 64-byte aligned; growing drops the contents.
@@ -97,8 +102,8 @@ class Executor {
     void attend_part(int thread, int index, const AttentionPlan& plan, int part);
     void fold_parts(int thread, const Layer& layer, const AttentionPlan& plan, int token, int kv_head, float* out);
 
-    int32_t block_of(int token, int block) const {
-        return batch_.block_tables[static_cast<int64_t>(seq_of_token_[token]) * batch_.max_blocks + block];
+    int32_t block_of(const Layer& layer, int token, int block) const {
+        return batch_.block_table(layer.kv_group, seq_of_token_[token])[block];
     }
     float* qkv_row(const Layer& layer, int token) const {
         return qkv_.data() + static_cast<int64_t>(token) * (layer.query_size() + 2 * layer.key_value_size());

@@ -1,4 +1,4 @@
-// The paged KV cache: blocks of 64 tokens, each holding every layer's keys and values.
+// The paged KV cache: blocks of 64 tokens, each holding the keys and values of one KV group's layers.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ class KvCache {
     void write(int block, const uint8_t* data);
 
     uint8_t* keys(int block, int layer, int kv_head) const {
-        return data_.get() + block * block_bytes_ + layer_offsets_[layer] + kv_head * head_bytes_[layer];
+        return block_at(block) + layer_offsets_[layer] + kv_head * head_bytes_[layer];
     }
     uint8_t* values(int block, int layer, int kv_head) const {
         return keys(block, layer, kv_head) + head_bytes_[layer] / 2;
@@ -36,10 +36,12 @@ class KvCache {
     }
 
   private:
+    uint8_t* block_at(int block) const { return data_.get() + block * block_bytes_; }
+
     KvType type_;
     size_t block_bytes_ = 0;
-    std::vector<size_t> layer_offsets_;
-    std::vector<size_t> head_bytes_;  // one KV head's keys and values in a block
+    std::vector<size_t> layer_offsets_;  // within a block of the layer's group
+    std::vector<size_t> head_bytes_;     // one KV head's keys and values in a block
     AlignedBytes data_;
     int num_blocks_ = 0;
 };

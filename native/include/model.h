@@ -38,6 +38,7 @@ struct Layer {
     float scale = 1.0f;
     int sliding_window = 0;  // 0: none
     int rope = 0;            // index into Model::ropes
+    int kv_group = 0;        // index into Model::kv_windows
     ActivationKind activation = ActivationKind::kSilu;
 
     Norm attention_norm, q_norm, k_norm, post_attention_norm, mlp_norm, post_mlp_norm;
@@ -56,6 +57,7 @@ struct Model {
     float embedding_scale = 1.0f;
     std::vector<RopeTable> ropes;
     std::vector<Layer> layers;
+    std::vector<int> kv_windows;  // of each KV group (models/kv_groups.py); 0: sees everything
     Norm final_norm;
     PackedMatrix embed_tokens;
     PackedMatrix lm_head;  // no data where it is embed_tokens

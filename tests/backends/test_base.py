@@ -13,7 +13,7 @@ from pellucid.core.config import BackendConfig
 from pellucid.core.errors import BackendError
 from pellucid.weights.loader import open_model
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
-from tests.support.tiny_models import make_batch, write_tiny_model
+from tests.support.tiny_models import group_blocks, make_batch, num_kv_groups, write_tiny_model
 
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(0, VOCAB_SIZE, 200)]
 NUM_BLOCKS = 9
@@ -32,7 +32,7 @@ def load(model_path: Path, name: str, dtype: str) -> Backend:
             pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
         with open_model(model_path) as model_file:
             backend = load_backend(model_file, BackendConfig(name), kv_cache_dtype=dtype)  # type: ignore[arg-type]
-    backend.allocate_kv_cache(NUM_BLOCKS)
+    backend.allocate_kv_cache(NUM_BLOCKS * num_kv_groups(backend))
     return backend
 
 
@@ -43,16 +43,17 @@ KINDS = [("fake", ""), *((name, dtype) for name in ("reference", "cpu") for dtyp
 def test_blocks_go_out_and_in_to_the_bit(model_path: Path, name: str, dtype: str) -> None:
     """The rest of a text gives the same logits on blocks that were moved to other places of another cache."""
     backend = load(model_path, name, dtype)
-    backend.forward(make_batch([(TOKENS[:192], 0, [4, 2, 7])]))
-    data = backend.read_blocks(np.array([4, 2, 7], np.int32))
-    assert data.shape == (3, backend.kv_bytes_per_block())
+    groups = num_kv_groups(backend)
+    backend.forward(make_batch([(TOKENS[:192], 0, [4, 2, 7])], groups=groups))
+    data = backend.read_blocks(group_blocks([4, 2, 7], groups).reshape(-1))
+    assert data.shape == (3 * groups, backend.kv_bytes_per_block())
     assert data.dtype == np.uint8
-    wanted = backend.forward(make_batch([(TOKENS[192:], 192, [4, 2, 7, 5])])).logits.copy()
+    wanted = backend.forward(make_batch([(TOKENS[192:], 192, [4, 2, 7, 5])], groups=groups)).logits.copy()
 
-    backend.allocate_kv_cache(NUM_BLOCKS)
-    places = np.array([0, 8, 3], np.int32)
+    backend.allocate_kv_cache(NUM_BLOCKS * groups)
+    places = group_blocks([0, 8, 3], groups).reshape(-1)
     backend.write_blocks(places, data)
-    found = backend.forward(make_batch([(TOKENS[192:], 192, [0, 8, 3, 1])])).logits
+    found = backend.forward(make_batch([(TOKENS[192:], 192, [0, 8, 3, 1])], groups=groups)).logits
     assert np.array_equal(found, wanted)
     assert np.array_equal(backend.read_blocks(places), data)
     assert np.array_equal(backend.read_blocks(places[::-1]), data[::-1])
@@ -62,12 +63,13 @@ def test_blocks_go_out_and_in_to_the_bit(model_path: Path, name: str, dtype: str
 @pytest.mark.parametrize(("name", "dtype"), [("fake", ""), ("reference", "f16"), ("cpu", "f16")])
 def test_what_does_not_fit_is_refused_and_nothing_written(model_path: Path, name: str, dtype: str) -> None:
     backend = load(model_path, name, dtype)
-    backend.forward(make_batch([(TOKENS[:64], 0, [0])]))
-    every = np.arange(NUM_BLOCKS, dtype=np.int32)
+    groups = num_kv_groups(backend)
+    backend.forward(make_batch([(TOKENS[:64], 0, [0])], groups=groups))
+    every = np.arange(NUM_BLOCKS * groups, dtype=np.int32)
     before = backend.read_blocks(every)
     size = backend.kv_bytes_per_block()
     ones = np.ones((2, size), np.uint8)
-    for blocks in ([0, NUM_BLOCKS], [0, -1], [2**31 - 1, 0]):
+    for blocks in ([0, len(every)], [0, -1], [2**31 - 1, 0]):
         with pytest.raises(BackendError):
             backend.read_blocks(np.array(blocks, np.int32))
         with pytest.raises(BackendError):
@@ -90,6 +92,6 @@ def test_kernels_that_differ_in_bits_differ_in_layout(model_path: Path, monkeypa
     for isa in native.instruction_sets():
         monkeypatch.setenv("PELLUCID_ISA", isa)
         backend = load(model_path, "cpu", "f32")
-        backend.forward(make_batch([(TOKENS[:64], 0, [0])]))
+        backend.forward(make_batch([(TOKENS[:64], 0, [0])], groups=num_kv_groups(backend)))
         layouts.setdefault(backend.kv_layout, set()).add(backend.read_blocks(np.array([0], np.int32)).tobytes().hex())
     assert all(len(bits) == 1 for bits in layouts.values())

@@ -168,7 +168,7 @@ def draw_by_row(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
 
 def block_found_whatever_came_before_it(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     monkeypatch.setattr(cache_manager, "chain_digest", lambda parent, tokens: tokens)
-    monkeypatch.setattr(PrefixCache, "find", lambda self, digest, parent, tokens: self._block_of.get(digest))
+    monkeypatch.setattr(PrefixCache, "find", lambda self, group, key: self._block_of.get((group, key.digest)))
 
 
 def token_forgotten_after_preemption(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:

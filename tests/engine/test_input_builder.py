@@ -35,7 +35,7 @@ def test_prefill_and_decode_side_by_side() -> None:
     assert batch.cu_seqlens.tolist() == [0, 1, 6]
     assert batch.kv_lens.tolist() == [130, 5]
     assert batch.logits_rows.tolist() == [0]
-    assert batch.block_tables.tolist() == [[*long.block_table, -1, -1], [*short.block_table, -1, -1, -1, -1]]
+    assert batch.block_tables.tolist() == [[[*long.block_tables[0], -1, -1], [*short.block_tables[0], -1, -1, -1, -1]]]
     assert batch.block_tables.flags.c_contiguous
 
 
@@ -49,10 +49,28 @@ def test_rows_of_block_tables_follow_every_change() -> None:
         scheduled(cache, sequence, 1)
     for order in (sequences, sequences[1:], sequences[::-1], sequences):
         batch = builder.build(order, order)
-        assert batch.block_tables.tolist() == [[*sequence.block_table, -1, -1, -1] for sequence in order]
+        assert batch.block_tables.tolist() == [[[*sequence.block_tables[0], -1, -1, -1] for sequence in order]]
     cache.free(sequences[0])
     fresh = scheduled(cache, make_sequence([1]), 1)
-    assert builder.build([fresh], [fresh]).block_tables.tolist() == [[*fresh.block_table, -1, -1, -1, -1]]
+    assert builder.build([fresh], [fresh]).block_tables.tolist() == [[[*fresh.block_tables[0], -1, -1, -1, -1]]]
+
+
+def test_every_group_has_its_table() -> None:
+    """With what a window has left behind given back, in the step that no block is taken too."""
+    cache = CacheManager(30, windows=(None, 70, 70))
+    builder = InputBuilder(max_num_seqs=4, max_num_batched_tokens=256, max_model_len=320, num_groups=3)
+    sequence, other = make_sequence(range(250)), make_sequence(range(5))
+    scheduled(cache, other, 5)
+    for end in (200, 201, 230):
+        scheduled(cache, sequence, end - sequence.num_computed_tokens)
+        batch = builder.build([sequence, other], [])
+        assert batch.block_tables.shape == (3, 2, 5)
+        behind = max(0, sequence.num_computed_tokens - 69) // 64
+        for group, table in enumerate(sequence.block_tables):
+            assert batch.block_tables[group].tolist() == [[*table, -1], [*other.block_tables[group], -1, -1, -1, -1]]
+            assert table.count(-1) == (behind if group else 0)
+        computed(sequence)
+    assert behind == 2
 
 
 def test_mutant_stale_stamp_is_caught() -> None:
@@ -60,10 +78,10 @@ def test_mutant_stale_stamp_is_caught() -> None:
     cache, builder = CacheManager(10), make_builder()
     sequence = scheduled(cache, make_sequence([1] * 10), 10)
     builder.build([sequence], [sequence])
-    sequence.block_table = [7]
-    assert builder.build([sequence], [sequence]).block_tables[0, 0] != 7
+    sequence.block_tables = [[7]]
+    assert builder.build([sequence], [sequence]).block_tables[0, 0, 0] != 7
     sequence.table_stamp += 1
-    assert builder.build([sequence], [sequence]).block_tables[0, 0] == 7
+    assert builder.build([sequence], [sequence]).block_tables[0, 0, 0] == 7
 
 
 def test_a_group_yet_to_fork_asks_for_one_row_each() -> None:

@@ -23,6 +23,8 @@ from tests.support.engines import CheckedEngine, answer_alone, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import EOS, FakeTokenizer
 
+WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 100, 100, 30), (None, 1), (70,), (None, None, 200), (128, 2)]
+
 
 def random_prompt(rng: random.Random, max_len: int = 400) -> list[int]:
     shared = [1 + (7 * i) % (VOCAB_SIZE - 1) for i in range(300)]  # many prompts begin alike, as a system prompt does
@@ -55,8 +57,10 @@ def test_random_schedules_never_change_an_answer(schedule: int) -> None:
     """Batching, chunking, prefix hits, preemption, forks, aborts and priorities leave every answer as it is alone."""
     rng = random.Random(schedule)
     max_num_seqs = rng.choice([4, 5, 8])
+    windows = rng.choice(WINDOWS)
     engine = make_engine(
-        num_blocks=rng.choice([9, 12, 20, 60]),
+        num_blocks=len(windows) * rng.choice([9, 12, 20, 60]),
+        windows=windows,
         max_model_len=500,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=rng.choice([max_num_seqs, 17, 64, 300]),
@@ -81,7 +85,7 @@ def test_random_schedules_never_change_an_answer(schedule: int) -> None:
     assert set(engine.replies) == set(requests)
     for request_id, (prompt, params) in requests.items():
         reply = engine.replies[request_id]
-        alone = answer_alone(prompt, params, seed=0, max_model_len=500)
+        alone = answer_alone(prompt, params, seed=0, max_model_len=500, windows=windows)
         if request_id in aborted:
             for got, want in zip(reply.outputs, alone.outputs, strict=True):
                 assert got.token_ids == want.token_ids[: len(got.token_ids)]
@@ -238,7 +242,7 @@ def test_a_thousand_aborts_leave_nothing_behind() -> None:
 
 def test_mutant_leak_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
-    monkeypatch.setattr(type(engine.scheduler.cache), "free", lambda self, sequence: sequence.block_table.clear())
+    monkeypatch.setattr(type(engine.scheduler.cache), "free", lambda self, sequence: sequence.block_tables.clear())
     engine.add_request("x", [1, 2], SamplingParams(max_tokens=1))
     with pytest.raises(CacheIntegrityError):
         engine.run()
@@ -406,7 +410,7 @@ def test_waiting_too_long_is_refused() -> None:
 
 
 def test_capacity_is_checked() -> None:
-    with pytest.raises(CapacityError, match="10 KV blocks hold 640 tokens"):
+    with pytest.raises(CapacityError, match="takes up to 16 KV blocks, but there are 10"):
         make_engine(num_blocks=10, max_model_len=1000)
 
 

@@ -165,7 +165,7 @@ def leak(self: Scheduler, sequence: Sequence) -> None:
     self._preempted.append(sequence)
     sequence.num_computed_tokens = 0
     sequence.num_registered_blocks = 0
-    sequence.block_table = []
+    sequence.block_tables = []
 
 
 def stay(self: Scheduler, sequence: Sequence) -> None:

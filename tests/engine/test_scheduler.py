@@ -16,8 +16,14 @@ from pellucid.kvcache.cache_manager import CacheManager
 from tests.support.sequences import make_group
 
 
-def make_scheduler(num_blocks: int = 30, max_num_seqs: int = 4, max_num_batched_tokens: int = 64) -> Scheduler:
-    return Scheduler(SchedulerConfig(max_num_seqs, max_num_batched_tokens), CacheManager(num_blocks))
+def make_scheduler(
+    num_blocks: int = 30,
+    max_num_seqs: int = 4,
+    max_num_batched_tokens: int = 64,
+    windows: tuple[int | None, ...] = (None,),
+) -> Scheduler:
+    cache = CacheManager(num_blocks, windows=windows)
+    return Scheduler(SchedulerConfig(max_num_seqs, max_num_batched_tokens), cache)
 
 
 def group_of(num_tokens: int, *, max_tokens: int = 100, n: int = 1, priority: int = 0, fill: int = 1) -> SequenceGroup:
@@ -41,7 +47,7 @@ def check_plan(scheduler: Scheduler, plan: Plan) -> None:
     assert len(plan.samples) <= config.max_num_seqs
     for sequence in plan.sequences:
         end = sequence.num_computed_tokens + sequence.num_scheduled_tokens
-        assert end <= min(sequence.num_tokens, 64 * len(sequence.block_table))
+        assert end <= min(sequence.num_tokens, 64 * len(sequence.block_tables[0]))
         assert (sequence in plan.samples) == (end == sequence.num_tokens)
 
 
@@ -49,7 +55,9 @@ def check_plan(scheduler: Scheduler, plan: Plan) -> None:
 def test_thousands_of_random_schedules(block: int) -> None:
     for seed in range(100 * block, 100 * block + 100):
         rng = random.Random(seed)
-        scheduler = make_scheduler(rng.choice([6, 10, 40]), rng.choice([1, 3, 8]), rng.choice([8, 50, 500]))
+        windows = rng.choice([(None,), (None,), (None, 100, 100), (40,), (130, 1)])
+        num_blocks = len(windows) * rng.choice([6, 10, 40])
+        scheduler = make_scheduler(num_blocks, rng.choice([1, 3, 8]), rng.choice([8, 50, 500]), windows)
         groups: list[SequenceGroup] = []
         preemptions = 0
         for _ in range(10):
@@ -122,7 +130,7 @@ def test_running_out_of_blocks_preempts_the_last() -> None:
         preempted = advance(scheduler).preempted
     assert preempted == groups[1].sequences
     assert preempted[0].status is SequenceStatus.WAITING
-    assert preempted[0].block_table == []
+    assert preempted[0].num_blocks == 0
     while scheduler.has_unfinished():
         advance(scheduler)
     assert groups[0].num_preemptions == 0
@@ -151,11 +159,11 @@ def test_a_group_takes_all_its_places_at_once_and_forks_after_the_prompt() -> No
     assert plan.sequences == [group.sequences[0]]
     assert scheduler.running == group.sequences
     assert late.sequences[0].status is SequenceStatus.WAITING
-    tables = [sequence.block_table for sequence in group.sequences]
+    tables = [sequence.block_tables for sequence in group.sequences]
     assert tables[0] == tables[1] == tables[2]
     plan = advance(scheduler)
     assert len(plan.copies) == 2
-    assert len({sequence.block_table[1] for sequence in group.sequences}) == 3
+    assert len({sequence.block_tables[0][1] for sequence in group.sequences}) == 3
 
 
 def test_a_failed_step_leaves_nothing_findable() -> None:

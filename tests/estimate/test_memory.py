@@ -9,7 +9,7 @@ from pellucid.backends.registry import load_backend
 from pellucid.core.config import BackendConfig
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
 from pellucid.estimate import memory
-from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory, kv_bytes_per_block
+from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory, kv_bytes_per_block, kv_bytes_per_token
 from pellucid.weights.loader import open_model
 from tests.support.tiny_models import GEMMA3, LLAMA, tiny_spec, write_tiny_model
 
@@ -18,14 +18,17 @@ def test_kv_bytes_per_block() -> None:
     # 2 layers, keys and values, 2 heads of 16 values, 64 tokens
     assert kv_bytes_per_block(tiny_spec(LLAMA), "f32") == 2 * 2 * 2 * 16 * 64 * 4
     assert kv_bytes_per_block(tiny_spec(LLAMA), "bf16") == 2 * 2 * 2 * 16 * 64 * 2
-    assert kv_bytes_per_block(tiny_spec(GEMMA3), "f16") == 7 * 2 * 1 * 32 * 64 * 2
+    assert kv_bytes_per_block(tiny_spec(GEMMA3), "f16") == 2 * 1 * 32 * 64 * 2  # seven groups of a layer
+    assert kv_bytes_per_token(tiny_spec(GEMMA3), "f16") == 7 * 2 * 1 * 32 * 2
     with pytest.raises(InvalidRequestError, match="bf16, f16, f32"):
         kv_bytes_per_block(tiny_spec(LLAMA), "int3")
 
 
-def decide(**changes: int | None) -> KVCapacity:
-    arguments: dict[str, int | None] = {
+def decide(**changes: Any) -> KVCapacity:
+    arguments: dict[str, Any] = {
         "bytes_per_block": 1000,
+        "windows": (None,),
+        "max_num_batched_tokens": 512,
         "model_max_len": 2048,
         "max_model_len": None,
         "max_num_seqs": 4,
@@ -33,7 +36,7 @@ def decide(**changes: int | None) -> KVCapacity:
         "free_memory": 10**9,
         **changes,
     }
-    return decide_kv_capacity(**arguments)  # type: ignore[arg-type]
+    return decide_kv_capacity(**arguments)
 
 
 def test_capacity() -> None:
@@ -43,6 +46,22 @@ def test_capacity() -> None:
     assert decide(free_memory=20_000) == (10, 640)  # what the memory holds of what the model could
     assert decide(kv_cache_memory=40_999) == (40, 2048)
     assert decide(kv_cache_memory=32_000, max_model_len=2048) == (32, 2048)
+
+
+def test_capacity_with_windows() -> None:
+    windows = (None, 512, 512)
+    # 512 tokens of a step and 511 before them touch 17 blocks at most.
+    assert decide(windows=windows) == (4 * (32 + 2 * 17), 2048)
+    assert decide(windows=windows, max_num_batched_tokens=1) == (4 * (32 + 2 * 9), 2048)
+    assert decide(windows=windows, max_model_len=100) == (4 * 3 * 2, 100)
+    assert decide(windows=windows, kv_cache_memory=65_999) == (65, 31 * 64)
+    assert decide(windows=windows, kv_cache_memory=66_000) == (66, 2048)
+    assert decide(windows=windows, kv_cache_memory=30_000) == (30, 10 * 64)
+    assert decide(windows=(512,), kv_cache_memory=17_000, max_model_len=2048) == (17, 2048)
+    with pytest.raises(CapacityError, match=r"one KV block.* has 3 at least"):
+        decide(windows=windows, kv_cache_memory=2_999)
+    with pytest.raises(CapacityError, match=r"66,000 bytes.*65,999.*1984 tokens"):
+        decide(windows=windows, kv_cache_memory=65_999, max_model_len=2048)
 
 
 def test_what_does_not_fit_is_refused() -> None:

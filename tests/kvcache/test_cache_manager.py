@@ -12,6 +12,8 @@ from pellucid.kvcache.block_pool import CacheIntegrityError
 from pellucid.kvcache.cache_manager import CacheManager
 from tests.support.sequences import make_sequence
 
+WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 70, 70), (100,), (None, None, 130, 2), (64, 65), (None, 1)]
+
 
 def prefixes(token_ids: list[int]) -> list[int]:
     """A number for each position that stands for all tokens up to it."""
@@ -23,7 +25,7 @@ class Memory:
 
     def __init__(self, cache: CacheManager) -> None:
         self.cache = cache
-        self.slots: dict[tuple[int, int], int] = {}
+        self.slots: dict[tuple[int, int], tuple[int, int]] = {}  # KV group, prefix
 
     def compute(self, sequence: Sequence, num_tokens: int) -> bool:
         if not self.cache.allocate(sequence, num_tokens):
@@ -34,16 +36,22 @@ class Memory:
                     self.slots[destination, offset] = self.slots[source, offset]
         begin = sequence.num_computed_tokens
         expected = prefixes(sequence.token_ids)
-        for position in range(begin, begin + num_tokens):
-            self.slots[sequence.block_table[position // 64], position % 64] = expected[position]
+        self.check(sequence)
+        for group, table in enumerate(sequence.block_tables):
+            for position in range(begin, begin + num_tokens):
+                self.slots[table[position // 64], position % 64] = group, expected[position]
         sequence.num_computed_tokens += num_tokens
         self.cache.commit(sequence)
         return True
 
     def check(self, sequence: Sequence) -> None:
-        for position, expected in enumerate(prefixes(sequence.token_ids)[: sequence.num_computed_tokens]):
-            found = self.slots[sequence.block_table[position // 64], position % 64]
-            assert found == expected, f"{sequence} reads another's keys at {position}"
+        """That the next token finds all it sees."""
+        computed = sequence.num_computed_tokens
+        expected = prefixes(sequence.token_ids[:computed])
+        for group, (table, window) in enumerate(zip(sequence.block_tables, self.cache.windows, strict=False)):
+            for position in range(0 if window is None else max(0, computed - window + 1), computed):
+                found = self.slots[table[position // 64], position % 64]
+                assert found == (group, expected[position]), f"{sequence} reads another's keys at {position}"
 
 
 def begin(cache: CacheManager, token_ids: list[int], salt: bytes = b"") -> Sequence:
@@ -55,7 +63,9 @@ def begin(cache: CacheManager, token_ids: list[int], salt: bytes = b"") -> Seque
 def exercise(seed: int, num_operations: int = 100) -> int:
     """Random operations over sequences that begin alike; returns how many tokens were found in the cache."""
     rng = random.Random(seed)
-    cache = CacheManager(rng.choice([6, 12, 30]), enable_prefix_caching=rng.random() < 0.9)
+    windows = WINDOWS[seed % len(WINDOWS)]
+    num_blocks = len(windows) * rng.choice([6, 12, 30])
+    cache = CacheManager(num_blocks, windows=windows, enable_prefix_caching=rng.random() < 0.9)
     memory = Memory(cache)
     live: list[Sequence] = []
     hits = 0
@@ -63,7 +73,9 @@ def exercise(seed: int, num_operations: int = 100) -> int:
         operation = rng.choice(["begin", "compute", "compute", "compute", "append", "fork", "trim", "free"])
         sequence = rng.choice(live) if live else None
         if operation == "begin" and len(live) < 6:
-            token_ids = [1] * rng.choice([0, 64, 100, 128]) + [rng.randrange(3) for _ in range(rng.randrange(1, 90))]
+            token_ids = [1] * rng.choice([0, 64, 100, 128, 300]) + [
+                rng.randrange(3) for _ in range(rng.randrange(1, 90))
+            ]
             sequence = begin(cache, token_ids, salt=rng.choice([b"", b"", b"salt"]))
             hits += sequence.num_computed_tokens
             live.append(sequence)
@@ -79,6 +91,10 @@ def exercise(seed: int, num_operations: int = 100) -> int:
             live.append(child)
         elif operation == "trim":
             keep = rng.randint(0, sequence.num_computed_tokens)
+            if not cache.can_trim(sequence, keep):
+                with pytest.raises(CacheIntegrityError, match="given back"):
+                    cache.trim(sequence, keep)
+                keep = 0
             cache.trim(sequence, keep)
             if rng.random() < 0.5:  # what a verifier refused is not only forgotten but replaced
                 del sequence.token_ids[max(1, keep) :]
@@ -114,7 +130,7 @@ def test_mutants_are_caught(broken: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if broken == "digest":  # a hash of the block alone, with nothing compared
         monkeypatch.setattr("pellucid.kvcache.cache_manager.chain_digest", lambda parent, tokens: tokens)
         monkeypatch.setattr(
-            prefix_cache.PrefixCache, "find", lambda self, digest, parent, tokens: self._block_of.get(digest)
+            prefix_cache.PrefixCache, "find", lambda self, group, key: self._block_of.get((group, key.digest))
         )
     elif broken == "copy":
         monkeypatch.setattr(CacheManager, "take_copies", lambda self: [])
@@ -132,10 +148,10 @@ def test_match_takes_whole_blocks_and_leaves_the_last_token() -> None:
     first = begin(cache, [5] * 200)
     memory.compute(first, 200)
     for length, expected in ((200, 3), (193, 3), (192, 2), (128, 1), (65, 1), (64, 0), (1, 0)):
-        assert cache.match(make_sequence([5] * length)) == first.block_table[:expected]
-    assert cache.match(make_sequence([5] * 100 + [6] * 100)) == first.block_table[:1]
-    assert cache.match(make_sequence([6] + [5] * 199)) == []
-    assert cache.match(make_sequence([5] * 200, salt=b"other")) == []
+        assert cache.match(make_sequence([5] * length)) == [first.block_tables[0][:expected]]
+    assert cache.match(make_sequence([5] * 100 + [6] * 100)) == [first.block_tables[0][:1]]
+    assert cache.match(make_sequence([6] + [5] * 199)) == [[]]
+    assert cache.match(make_sequence([5] * 200, salt=b"other")) == [[]]
 
 
 def test_what_is_freed_is_found_until_its_room_is_needed() -> None:
@@ -148,7 +164,7 @@ def test_what_is_freed_is_found_until_its_room_is_needed() -> None:
     other = begin(cache, [6] * 100)
     memory.compute(other, 100)
     again = make_sequence([5] * 200)
-    assert len(cache.match(again)) == 2  # the end of the prefix went first
+    assert len(cache.match(again)[0]) == 2  # the end of the prefix went first
     cache.check_integrity([other])
 
 
@@ -156,10 +172,10 @@ def test_allocate_is_all_or_nothing() -> None:
     cache = CacheManager(3)
     sequence = begin(cache, [5] * 300)
     assert not cache.allocate(sequence, 200)
-    assert sequence.block_table == []
+    assert sequence.num_blocks == 0
     assert cache.allocate(sequence, 192)
     assert not cache.allocate(sequence, 193)
-    assert len(sequence.block_table) == 3
+    assert sequence.num_blocks == 3
 
 
 def test_equal_blocks_computed_twice_are_kept_once() -> None:
@@ -168,8 +184,8 @@ def test_equal_blocks_computed_twice_are_kept_once() -> None:
     left, right = begin(cache, [5] * 100), begin(cache, [5] * 100)
     memory.compute(left, 100)
     memory.compute(right, 100)
-    assert left.block_table[0] == right.block_table[0]
-    assert left.block_table[1] != right.block_table[1]
+    assert left.block_tables[0][0] == right.block_tables[0][0]
+    assert left.block_tables[0][1] != right.block_tables[0][1]
     cache.check_integrity([left, right])
     assert cache.pool.num_used == 3
 
@@ -185,11 +201,11 @@ def test_fork_copies_only_the_last_block_and_only_when_written() -> None:
     child.token_ids.append(6)
     parent.token_ids.append(7)
     assert cache.allocate(child, 1)
-    assert cache.copies == [(parent.block_table[1], child.block_table[1])]
+    assert cache.copies == [(parent.block_tables[0][1], child.block_tables[0][1])]
     assert cache.allocate(parent, 1)
     assert len(cache.take_copies()) == 1
     assert cache.take_copies() == []
-    assert child.block_table[0] == parent.block_table[0]
+    assert child.block_tables[0][0] == parent.block_tables[0][0]
 
 
 def test_reset_prefix_cache() -> None:
@@ -201,14 +217,14 @@ def test_reset_prefix_cache() -> None:
     cache.free(first)
     cache.reset_prefix_cache()
     cache.check_integrity([second])
-    assert cache.match(make_sequence([5] * 100)) == []
-    assert cache.match(make_sequence([6] * 100)) == second.block_table[:1]
+    assert cache.match(make_sequence([5] * 100)) == [[]]
+    assert cache.match(make_sequence([6] * 100)) == [second.block_tables[0][:1]]
 
 
 @pytest.mark.parametrize(
     "misuse",
     [
-        lambda cache, sequence: cache.adopt(sequence, []),
+        lambda cache, sequence: cache.adopt(sequence, [[]]),
         lambda cache, sequence: cache.fork(make_sequence([1]), sequence),
         lambda cache, sequence: cache.trim(sequence, 101),
         lambda cache, sequence: cache.trim(sequence, -1),
@@ -226,13 +242,13 @@ def test_misuse_is_an_error(misuse: Callable[[CacheManager, Sequence], object]) 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda cache, sequence: sequence.block_table.pop(),
-        lambda cache, sequence: sequence.block_table.append(sequence.block_table[0]),
-        lambda cache, sequence: sequence.block_table.__setitem__(0, 7),
+        lambda cache, sequence: sequence.block_tables[0].pop(),
+        lambda cache, sequence: sequence.block_tables[0].append(sequence.block_tables[0][0]),
+        lambda cache, sequence: sequence.block_tables[0].__setitem__(0, 7),
         lambda cache, sequence: setattr(sequence, "num_computed_tokens", 500),
         lambda cache, sequence: (
-            cache._prefix_cache.forget(sequence.block_table[0])
-            or cache.pool.release(sequence.block_table.pop(0), keep=True)
+            cache._prefix_cache.forget(sequence.block_tables[0][0])
+            or cache.pool.release(sequence.block_tables[0].pop(0), keep=True)
         ),
     ],
 )

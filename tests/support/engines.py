@@ -68,26 +68,36 @@ def make_engine(
     max_waiting: int | None = None,
     max_queue_seconds: float | None = None,
     backend: FakeBackend | None = None,
+    windows: Sequence[int | None] = (None,),
     **kwargs: Any,
 ) -> CheckedEngine:
-    backend = backend or FakeBackend()
+    """An engine over `backend`, or over a fake one with layers of these `windows`."""
+    backend = backend or FakeBackend(windows=windows)
     backend.allocate_kv_cache(num_blocks)
     config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_waiting, max_queue_seconds)
     return CheckedEngine(backend, FakeTokenizer(), config, num_blocks=num_blocks, max_model_len=max_model_len, **kwargs)
 
 
 def answer_alone(
-    prompt: Sequence[int], params: SamplingParams, *, seed: int, max_model_len: int = 1024
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    seed: int,
+    max_model_len: int = 1024,
+    windows: Sequence[int | None] = (None,),
 ) -> RequestOutput:
-    """What a request gets with an engine to itself, in one chunk and without a prefix cache."""
+    """What a request gets with an engine to itself, in one chunk, without a prefix cache, and with no block given back
+    before the end."""
     engine = make_engine(
-        num_blocks=40 * params.n,
+        num_blocks=40 * params.n * len(windows),
+        windows=windows,
         max_model_len=max_model_len,
         max_num_seqs=params.n,
         max_num_batched_tokens=4096,
         enable_prefix_caching=False,
         seed=seed,
     )
+    engine.scheduler.cache._groups_of_window.clear()
     engine.add_request("alone", list(prompt), params)
     engine.run()
     return engine.replies["alone"]

@@ -1,13 +1,13 @@
-"""A backend whose logits are a function of the tokens found in its KV blocks, and of nothing else.
+"""A backend whose logits are a function of what is found in its KV blocks, and of nothing else.
 
-It stores each token in the slot that the block table names and reads the whole context back from there, so a wrong
-block table, a missing copy or a false prefix hit changes what it says.
+It stores each token, with a hash of all up to it, in the slot that each KV group's block table names, and reads what
+the group's window shows back from there, so a wrong block table, a missing copy, a false prefix hit or a block given
+back too early changes what it says.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Sequence
 from zlib import crc32
 
 import numpy as np
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError
+from pellucid.core.kv_windows import first_visible_block
 from pellucid.decoding import sampler
+from pellucid.models.kv_groups import kv_windows
+from pellucid.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 
 VOCAB_SIZE = 61
 NUM_PATTERNS = 1009
@@ -24,7 +27,11 @@ NUM_PATTERNS = 1009
 class FakeBackend:
     """Implements `backends.base.Backend`.
 
+    Args:
+        windows: the attention window of each layer, which make a KV group each.
+
     Attributes:
+        windows: those of the KV groups, in their order.
         num_forwards: forward calls so far.
         fail_on: a context that contains this token makes the step fail.
         fail_forwards: numbers of forward calls that fail, whatever they hold.
@@ -33,33 +40,38 @@ class FakeBackend:
     name = "fake"
     kv_layout = "fake 1"
 
-    def __init__(self, *, vocab_size: int = VOCAB_SIZE, max_position_embeddings: int = 100_000) -> None:
-        self.spec: Any = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=max_position_embeddings)
+    def __init__(
+        self,
+        *,
+        vocab_size: int = VOCAB_SIZE,
+        max_position_embeddings: int = 100_000,
+        windows: Sequence[int | None] = (None,),
+    ) -> None:
+        self.spec = fake_spec(vocab_size, max_position_embeddings, windows)
+        self.windows = kv_windows(self.spec)
         self.num_forwards = 0
         self.fail_on: int | None = None
         self.fail_forwards: set[int] = set()
         self.closed = False
         random = np.random.default_rng(0)
         self._patterns = (3 * random.standard_normal((NUM_PATTERNS, vocab_size))).astype(np.float32)
-        self._tokens = np.zeros((0, BLOCK_SIZE), np.int32)
-        self._positions = np.zeros((0, BLOCK_SIZE), np.int32)
+        self.allocate_kv_cache(0)
 
     def kv_bytes_per_block(self) -> int:
         return 1000
 
     def allocate_kv_cache(self, num_blocks: int) -> None:
-        self._tokens = np.full((num_blocks, BLOCK_SIZE), -1, np.int32)
-        self._positions = np.full((num_blocks, BLOCK_SIZE), -1, np.int32)
+        self._slots = np.full((num_blocks, 3, BLOCK_SIZE), -1, np.int32)  # token, position, hash of the prefix
+        self._tokens, self._positions, self._prefixes = self._slots.swapaxes(0, 1)
 
     def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
         for source, destination in pairs.tolist():
-            self._tokens[destination] = self._tokens[source]
-            self._positions[destination] = self._positions[source]
+            self._slots[destination] = self._slots[source]
 
     def read_blocks(self, blocks: NDArray[np.int32]) -> NDArray[np.uint8]:
         self._require_blocks(blocks)
         stored = np.zeros((len(blocks), self.kv_bytes_per_block() // 4), np.int32)
-        stored[:, :BLOCK_SIZE], stored[:, BLOCK_SIZE : 2 * BLOCK_SIZE] = self._tokens[blocks], self._positions[blocks]
+        stored[:, : 3 * BLOCK_SIZE] = self._slots[blocks].reshape(len(blocks), 3 * BLOCK_SIZE)
         return stored.view(np.uint8)
 
     def write_blocks(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
@@ -67,18 +79,22 @@ class FakeBackend:
         if data.dtype != np.uint8 or data.shape != (len(blocks), self.kv_bytes_per_block()):
             raise BackendError(f"{data.dtype} {data.shape} is not {len(blocks)} KV blocks")
         stored = np.ascontiguousarray(data).view(np.int32)
-        self._tokens[blocks], self._positions[blocks] = stored[:, :BLOCK_SIZE], stored[:, BLOCK_SIZE : 2 * BLOCK_SIZE]
+        self._slots[blocks] = stored[:, : 3 * BLOCK_SIZE].reshape(len(blocks), 3, BLOCK_SIZE)
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         self._require_open()
         self.num_forwards += 1
-        check_batch(batch, len(self._tokens))
+        check_batch(batch, len(self._slots), self.windows)
         for row in range(batch.num_seqs):
             new = slice(batch.cu_seqlens[row], batch.cu_seqlens[row + 1])
-            positions = batch.positions[new]
-            blocks = batch.block_tables[row, positions // BLOCK_SIZE]
-            self._tokens[blocks, positions % BLOCK_SIZE] = batch.input_ids[new]
-            self._positions[blocks, positions % BLOCK_SIZE] = positions
+            positions, tokens = batch.positions[new], batch.input_ids[new]
+            prefix = self._prefix_before(batch, row, int(positions[0]))
+            prefixes = [prefix := crc32(token, prefix) & 0x7FFFFFFF for token in tokens[:, None]]
+            for table in batch.block_tables[:, row]:
+                blocks = table[positions // BLOCK_SIZE]
+                self._tokens[blocks, positions % BLOCK_SIZE] = tokens
+                self._positions[blocks, positions % BLOCK_SIZE] = positions
+                self._prefixes[blocks, positions % BLOCK_SIZE] = prefixes
         logits = np.stack([self._logits(batch, int(token)) for token in batch.logits_rows] or [self._patterns[0]])
         if self.num_forwards in self.fail_forwards:
             raise BackendError("this forward was told to fail")
@@ -91,20 +107,35 @@ class FakeBackend:
     def close(self) -> None:
         self.closed = True
 
+    def _prefix_before(self, batch: ForwardBatch, row: int, position: int) -> int:
+        """The hash that the slots before `position` hold, in every group that still sees them."""
+        if position == 0:
+            return 0
+        index, offset = divmod(position - 1, BLOCK_SIZE)
+        found = {
+            int(self._prefixes[table[index], offset])
+            for table, window in zip(batch.block_tables[:, row], self.windows, strict=True)
+            if window is None or window > 1
+        }
+        assert len(found) == 1, f"row {row}: the KV groups hold other prefixes at {position - 1}: {found}"
+        return found.pop()
+
     def _logits(self, batch: ForwardBatch, token: int) -> NDArray[np.float32]:
         row = int(np.searchsorted(batch.cu_seqlens, token, side="right")) - 1
-        length = int(batch.positions[token]) + 1
-        positions = np.arange(length)
-        blocks = batch.block_tables[row, positions // BLOCK_SIZE]
-        found = self._positions[blocks, positions % BLOCK_SIZE]
-        assert (found == positions).all(), f"row {row}: the KV slots hold other positions than the block table says"
-        context = self._tokens[blocks, positions % BLOCK_SIZE]
-        if self.fail_on is not None and self.fail_on in context:
-            raise BackendError(f"token {self.fail_on} makes the logits not finite")
-        return self._patterns[crc32(context.tobytes()) % NUM_PATTERNS]
+        position = int(batch.positions[token])
+        context = 0
+        for table, window in zip(batch.block_tables[:, row], self.windows, strict=True):
+            positions = np.arange(0 if window is None else max(0, position - window + 1), position + 1)
+            blocks, offsets = table[positions // BLOCK_SIZE], positions % BLOCK_SIZE
+            found = self._positions[blocks, offsets]
+            assert (found == positions).all(), f"row {row}: the KV slots hold other positions than the block table says"
+            if self.fail_on is not None and self.fail_on in self._tokens[blocks, offsets]:
+                raise BackendError(f"token {self.fail_on} makes the logits not finite")
+            context = crc32(self._prefixes[blocks, offsets].tobytes(), context)
+        return self._patterns[context % NUM_PATTERNS]
 
     def _require_blocks(self, blocks: NDArray[np.int32]) -> None:
-        if not all(0 <= block < len(self._tokens) for block in blocks.tolist()):
+        if not all(0 <= block < len(self._slots) for block in blocks.tolist()):
             raise BackendError(f"not all of {blocks} are KV blocks")
 
     def _require_open(self) -> None:
@@ -112,25 +143,44 @@ class FakeBackend:
             raise BackendError("this backend is closed")
 
 
-def check_batch(batch: ForwardBatch, num_blocks: int) -> None:
+def fake_spec(vocab_size: int, max_position_embeddings: int, windows: Sequence[int | None]) -> ModelSpec:
+    """A model with a layer of each of `windows`, alike in all else."""
+    norm, rope = NormSpec(1e-6), RopeSpec((1.0,))
+    attentions = [AttentionSpec(1, 1, 2, 1.0, rope, sliding_window=window) for window in windows]
+    return ModelSpec(
+        architecture="fake",
+        vocab_size=vocab_size,
+        hidden_size=2,
+        max_position_embeddings=max_position_embeddings,
+        layers=tuple(LayerSpec(norm, attention, None, norm, MlpSpec(2, "silu"), None) for attention in attentions),
+        final_norm=norm,
+        tie_word_embeddings=True,
+    )
+
+
+def check_batch(batch: ForwardBatch, num_blocks: int, windows: Sequence[int | None]) -> None:
     """What every backend may rely on."""
     assert batch.cu_seqlens[0] == 0
     assert batch.cu_seqlens[-1] == batch.num_tokens == len(batch.positions)
-    assert len(batch.cu_seqlens) == batch.num_seqs + 1 == len(batch.block_tables) + 1
+    assert len(batch.cu_seqlens) == batch.num_seqs + 1
+    assert batch.block_tables.shape[:2] == (len(windows), batch.num_seqs)
     assert (np.diff(batch.cu_seqlens) > 0).all()
     written: set[tuple[int, int]] = set()
     for row in range(batch.num_seqs):
         positions = batch.positions[batch.cu_seqlens[row] : batch.cu_seqlens[row + 1]].tolist()
         assert positions == list(range(positions[0], batch.kv_lens[row]))
         used = -(-int(batch.kv_lens[row]) // BLOCK_SIZE)
-        table = batch.block_tables[row]
-        assert ((table[:used] >= 0) & (table[:used] < num_blocks)).all()
-        assert (table[used:] == -1).all()
-        for position in positions:
-            slot = (int(table[position // BLOCK_SIZE]), position % BLOCK_SIZE)
-            assert slot not in written, f"two sequences write to slot {slot}"
-            written.add(slot)
+        for table, window in zip(batch.block_tables[:, row], windows, strict=True):
+            visible = table[first_visible_block(positions[0], window) : used]
+            assert ((visible >= 0) & (visible < num_blocks)).all()
+            assert ((table >= -1) & (table < num_blocks)).all()
+            assert (table[used:] == -1).all()
+            for position in positions:
+                slot = (int(table[position // BLOCK_SIZE]), position % BLOCK_SIZE)
+                assert slot not in written, f"slot {slot} is written to twice"
+                written.add(slot)
     for array in (batch.input_ids, batch.positions, batch.cu_seqlens, batch.kv_lens, batch.logits_rows):
         assert array.dtype == np.int32
         assert array.flags.c_contiguous
-    assert batch.block_tables.flags.c_contiguous
+    assert batch.block_tables.dtype == np.int32
+    assert batch.block_tables.strides[2] == 4

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
 from pellucid.core.batch import SampledTokens, SamplingBatch
-from pellucid.core.config import SchedulerConfig, num_blocks_for
+from pellucid.core.config import SchedulerConfig
+from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.core.outputs import CompletionOutput
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.models.kv_groups import kv_windows
 from tests.support.engines import CheckedEngine
 
 Request = tuple[list[int], SamplingParams]
@@ -123,7 +125,7 @@ def run(
         preempt: probability that a sequence is put back after a step.
         spare_blocks: KV blocks beyond those of one sequence of full length; None for room for all.
     """
-    num_blocks = num_blocks_for(max_model_len)
+    num_blocks = max_blocks_of_sequence(kv_windows(backend.spec), max_model_len, max_num_batched_tokens)
     num_blocks = num_blocks * max_num_seqs if spare_blocks is None else num_blocks + spare_blocks
     backend.allocate_kv_cache(num_blocks)
     recorder = LogitsRecorder(backend)

@@ -11,6 +11,7 @@ import numpy as np
 from pellucid.backends.base import Backend
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
 from pellucid.models.family import GGUFHeader
+from pellucid.models.kv_groups import kv_groups
 from pellucid.models.registry import family_for_architecture
 from pellucid.models.spec import ModelSpec, tensor_shapes
 from pellucid.quant.formats import BlockFormat
@@ -126,11 +127,19 @@ def interleave_heads(values: np.ndarray, num_heads: int) -> np.ndarray:
     return values.reshape(num_heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
+def num_kv_groups(backend: Backend) -> int:
+    """KV blocks that 64 tokens of the backend's model take."""
+    return len(kv_groups(backend.spec))
+
+
 def make_batch(
-    pieces: Sequence[tuple[Sequence[int], int, Sequence[int]]], logits_rows: Sequence[int] | None = None
+    pieces: Sequence[tuple[Sequence[int], int, Sequence[int]]],
+    logits_rows: Sequence[int] | None = None,
+    *,
+    groups: int = 1,
 ) -> ForwardBatch:
     """A step over sequences, each (new tokens, tokens already computed, KV blocks); logits of all new tokens by
-    default."""
+    default. In a model with so many KV `groups`, number n stands for the blocks `group_blocks` gives."""
     lengths = [len(tokens) for tokens, _, _ in pieces]
     width = max(len(blocks) for _, _, blocks in pieces)
     num_tokens = sum(lengths)
@@ -139,19 +148,28 @@ def make_batch(
         positions=np.concatenate([np.arange(start, start + len(t), dtype=np.int32) for t, start, _ in pieces]),
         cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
         kv_lens=np.array([start + len(tokens) for tokens, start, _ in pieces], np.int32),
-        block_tables=np.array([[*blocks, *[-1] * (width - len(blocks))] for _, _, blocks in pieces], np.int32),
+        block_tables=group_blocks([[*blocks, *[-1] * (width - len(blocks))] for _, _, blocks in pieces], groups),
         logits_rows=np.arange(num_tokens, dtype=np.int32) if logits_rows is None else np.array(logits_rows, np.int32),
     )
+
+
+def group_blocks(numbers: Any, groups: int) -> np.ndarray:
+    """int32 [groups, ...]: the KV blocks that each of `numbers` stands for, a different one in each group; -1 stays."""
+    first = groups * np.asarray(numbers, np.int32)
+    return np.stack([np.where(first < 0, -1, first + group) for group in range(groups)]).astype(np.int32)
 
 
 def all_logits(backend: Backend, tokens: Sequence[int], chunk: int | None = None, *, first: int = 0) -> np.ndarray:
     """Logits of the tokens from `first` on of one sequence, run `chunk` tokens a step in fresh KV blocks."""
     num_blocks = -(-len(tokens) // BLOCK_SIZE)
-    backend.allocate_kv_cache(num_blocks)
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(groups * num_blocks)
     chunk = chunk or len(tokens)
     logits = []
     for start in range(0, len(tokens), chunk):
         piece = tokens[start : start + chunk]
         wanted = range(min(max(first - start, 0), len(piece)), len(piece))
-        logits.append(backend.forward(make_batch([(piece, start, range(num_blocks))], wanted)).logits.copy())
+        logits.append(
+            backend.forward(make_batch([(piece, start, range(num_blocks))], wanted, groups=groups)).logits.copy()
+        )
     return np.concatenate(logits)

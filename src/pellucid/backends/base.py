@@ -25,7 +25,7 @@ class Backend(Protocol):
     model, bytes read under one layout may be written under an equal one, and only there."""
 
     def kv_bytes_per_block(self) -> int:
-        """Bytes that one KV block (64 tokens, all layers) takes."""
+        """Bytes that one KV block takes: 64 tokens in the layers of one KV group (pellucid.models.kv_groups)."""
         ...
 
     def allocate_kv_cache(self, num_blocks: int) -> None:
@@ -37,11 +37,11 @@ class Backend(Protocol):
         ...
 
     def copy_blocks(self, pairs: NDArray[np.int32]) -> None:
-        """Copy KV blocks, all layers, in order; `pairs` is int32 [n, 2] of (source, destination)."""
+        """Copy KV blocks in order; `pairs` is int32 [n, 2] of (source, destination)."""
         ...
 
     def read_blocks(self, blocks: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """The bytes of KV blocks, all layers: uint8 [n, kv_bytes_per_block], a row for each of `blocks`, int32 [n].
+        """The bytes of KV blocks: uint8 [n, kv_bytes_per_block], a row for each of `blocks`, int32 [n].
 
         Raises:
             BackendError: a block does not exist.

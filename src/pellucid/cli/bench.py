@@ -197,12 +197,14 @@ def describe(item: Series, limits: dict[str, float | None]) -> dict[str, Any]:
 
 
 def describe_cold_starts(starts: Sequence[ColdStart], path: Path, llm: LLM) -> dict[str, Any]:
-    """First token and memory; the question and answer of a start fit in one KV block, whose bytes are `kv_bytes`."""
+    """First token and memory; the question and answer of a start fit in one KV block of each group of layers, whose
+    bytes are `kv_bytes`."""
     from pellucid.estimate.memory import kv_bytes_per_block
+    from pellucid.models.kv_groups import kv_groups
 
     first_tokens = [start.first_token for start in starts]
     peaks = [start.peak_rss for start in starts if start.peak_rss is not None]
-    kv_bytes = kv_bytes_per_block(llm.spec, llm.config.cache.dtype)
+    kv_bytes = len(kv_groups(llm.spec)) * kv_bytes_per_block(llm.spec, llm.config.cache.dtype)
     return {
         "median_first_token_s": statistics.median(first_tokens),
         "min_first_token_s": min(first_tokens),

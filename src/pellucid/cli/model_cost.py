@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pellucid.core.batch import BLOCK_SIZE
-from pellucid.estimate import speed
+from pellucid.estimate import memory, speed
 
 if TYPE_CHECKING:
     from pellucid import LLM
@@ -40,7 +39,7 @@ class ModelCost:
 
         backend = llm.backend
         assert isinstance(backend, CpuBackend)
-        kv_bytes_per_token = backend.kv_bytes_per_block() / BLOCK_SIZE
+        kv_bytes_per_token = memory.kv_bytes_per_token(llm.spec, llm.config.cache.dtype)
         return cls(llm.spec, backend.weight_bytes, kv_bytes_per_token, backend.threads, backend.isa)
 
     def decode_bytes(self, context_len: int, num_tokens: int) -> float:

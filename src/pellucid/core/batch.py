@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_SIZE = 64
-"""Tokens a KV block holds. Attention folds these blocks at absolute positions (docs/kernels.md)."""
+"""Tokens a KV block holds, of the layers of one KV group (pellucid.models.kv_groups). Attention folds these blocks at
+absolute positions (docs/kernels.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class ForwardBatch:
         positions: int32 [num_tokens], absolute position of each, from 0.
         cu_seqlens: int32 [num_seqs + 1], where each sequence's new tokens begin in `input_ids`.
         kv_lens: int32 [num_seqs], length of each sequence's context once this step is done.
-        block_tables: int32 [num_seqs, max_blocks], KV blocks by absolute block index, padded with -1. A block that
-            a sliding window has left behind may be -1 where no layer needs it.
+        block_tables: int32 [num_groups, num_seqs, max_blocks], each row contiguous: the KV blocks of each KV group, by
+            absolute block index, padded with -1. What the window of a group has left behind may be -1.
         logits_rows: int32 [num_logits], indices into `input_ids` of the tokens whose logits are wanted.
     """
 

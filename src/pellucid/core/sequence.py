@@ -30,10 +30,12 @@ class Sequence:
         token_ids: the prompt and every token generated.
         num_computed_tokens: how many of them have their keys and values in the KV cache.
         num_scheduled_tokens: how many more the current step computes.
-        block_table: KV blocks, by absolute block index.
+        block_tables: KV blocks of each KV group, by absolute block index, all of one length; -1 where a block was given
+            back because the group's window has left it behind. Empty where the sequence holds nothing.
+        first_blocks: index of the first block that each table still has.
         block_digests: chained digests of the full blocks of `token_ids`, as far as computed (pellucid.kvcache).
-        num_registered_blocks: blocks of `block_table` that the prefix cache knows.
-        table_stamp: changes whenever `block_table` does; no two states of any sequences share one.
+        num_registered_blocks: blocks of each table, from the first on, that the prefix cache was told of.
+        table_stamp: changes whenever `block_tables` do; no two states of any sequences share one.
         max_length: number of tokens at which the sequence ends with "length".
         logprobs: one dictionary a generated token, or None.
         token_times: when each token generated came, in seconds on the engine's clock.
@@ -41,9 +43,10 @@ class Sequence:
 
     __slots__ = (
         "block_digests",
-        "block_table",
+        "block_tables",
         "error",
         "finish_reason",
+        "first_blocks",
         "group",
         "index",
         "logprobs",
@@ -68,7 +71,8 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_scheduled_tokens = 0
-        self.block_table: list[int] = []
+        self.block_tables: list[list[int]] = []
+        self.first_blocks: list[int] = []
         self.block_digests: list[bytes] = []
         self.num_registered_blocks = 0
         self.table_stamp = 0
@@ -89,6 +93,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_blocks(self) -> int:
+        """KV blocks that it holds, of all groups."""
+        return sum(map(len, self.block_tables)) - sum(self.first_blocks)
+
+    @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
 
@@ -99,7 +108,7 @@ class Sequence:
     def __repr__(self) -> str:
         return (
             f"Sequence({self.group.request_id}/{self.index}, {self.status.value}, tokens={self.num_tokens}, "
-            f"computed={self.num_computed_tokens}, blocks={len(self.block_table)})"
+            f"computed={self.num_computed_tokens}, blocks={self.num_blocks})"
         )
 
 

@@ -15,14 +15,16 @@ class InputBuilder:
     A batch it returns is valid until the next call.
     """
 
-    def __init__(self, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -> None:
+    def __init__(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, num_groups: int = 1
+    ) -> None:
         self._input_ids = np.zeros(max_num_batched_tokens, np.int32)
         self._positions = np.zeros(max_num_batched_tokens, np.int32)
         self._cu_seqlens = np.zeros(max_num_seqs + 1, np.int32)
         self._kv_lens = np.zeros(max_num_seqs, np.int32)
         self._logits_rows = np.zeros(max_num_seqs, np.int32)
-        self._block_tables = np.full((max_num_seqs, num_blocks_for(max_model_len)), -1, np.int32)
-        self._table_stamps = [0] * max_num_seqs  # what each row of block_tables holds
+        self._block_tables = np.full((num_groups, max_num_seqs, num_blocks_for(max_model_len)), -1, np.int32)
+        self._table_stamps = [0] * max_num_seqs  # what each row of block_tables holds, in all groups
         self._counting = np.arange(max_num_seqs + 1, dtype=np.int32)
         self._decode_batches: dict[int, ForwardBatch] = {}
 
@@ -112,9 +114,9 @@ class InputBuilder:
             return
         for row, sequence in enumerate(sequences):
             if self._table_stamps[row] != sequence.table_stamp:
-                table = sequence.block_table
-                self._block_tables[row, : len(table)] = table
-                self._block_tables[row, len(table) :] = -1
+                for table, rows in zip(sequence.block_tables, self._block_tables, strict=True):
+                    rows[row, : len(table)] = table
+                    rows[row, len(table) :] = -1
         self._table_stamps[:num_seqs] = stamps
 
     def _view(self, num_tokens: int, num_seqs: int, num_logits: int) -> ForwardBatch:
@@ -123,6 +125,6 @@ class InputBuilder:
             positions=self._positions[:num_tokens],
             cu_seqlens=self._cu_seqlens[: num_seqs + 1],
             kv_lens=self._kv_lens[:num_seqs],
-            block_tables=self._block_tables[:num_seqs],
+            block_tables=self._block_tables[:, :num_seqs],
             logits_rows=self._logits_rows[:num_logits],
         )

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
-from pellucid.core.config import SchedulerConfig, num_blocks_for
+from pellucid.core.batch import ForwardBatch
+from pellucid.core.config import SchedulerConfig
 from pellucid.core.errors import (
     BackendError,
     CapacityError,
@@ -24,6 +24,7 @@ from pellucid.core.errors import (
     PellucidError,
     QueueFullError,
 )
+from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.core.metrics import EngineCounters, EngineMetrics, StepTimes
 from pellucid.core.outputs import RequestOutput
 from pellucid.core.sampling_params import SamplingParams
@@ -35,6 +36,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
 from pellucid.engine.scheduler import Plan, Scheduler
 from pellucid.kvcache.cache_manager import CacheManager
+from pellucid.models.kv_groups import kv_windows
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 Message: TypeAlias = dict[str, Any]
@@ -42,7 +44,7 @@ PromptLike: TypeAlias = str | list[int]
 
 MAX_SALT_CHARACTERS = 1024
 LOGITS_CHUNK = 128
-"""Tokens a step of `LLMEngine.logits` computes."""
+"""Most tokens that a step of `LLMEngine.logits` computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +86,18 @@ class LLMEngine:
         Raises:
             CapacityError: `num_blocks` does not hold one sequence of `max_model_len` tokens.
         """
-        if num_blocks < num_blocks_for(max_model_len):
+        windows = kv_windows(backend.spec)
+        needed = max_blocks_of_sequence(windows, max_model_len, config.max_num_batched_tokens)
+        if num_blocks < needed:
             raise CapacityError(
-                f"{num_blocks} KV blocks hold {num_blocks * BLOCK_SIZE} tokens; a sequence may have {max_model_len}",
+                f"a sequence of {max_model_len} tokens takes up to {needed} KV blocks, but there are {num_blocks}",
                 param="max_model_len",
             )
         self.max_model_len = max_model_len
         self.trace = trace
         self._num_blocks = num_blocks
         self._enable_prefix_caching = enable_prefix_caching
+        self._windows = windows
         self._config = config
         self._backend = backend
         self._tokenizer = tokenizer
@@ -107,7 +112,7 @@ class LLMEngine:
     def _begin(self) -> None:
         """Everything that changes from step to step, anew; its parts know each other's state and are made together."""
         config = self._config
-        cache = CacheManager(self._num_blocks, enable_prefix_caching=self._enable_prefix_caching)
+        cache = CacheManager(self._num_blocks, windows=self._windows, enable_prefix_caching=self._enable_prefix_caching)
         self.scheduler = Scheduler(config, cache)
         self._output_processor = OutputProcessor(self._tokenizer, self.scheduler)
         self._model_runner = ModelRunner(
@@ -116,6 +121,7 @@ class LLMEngine:
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_model_len=self.max_model_len,
+                num_groups=len(self._windows),
             ),
             self._times,
             self._clock,
@@ -364,10 +370,11 @@ class LLMEngine:
             arrival_time=self._clock(),
         )
         sequence = group.sequences[0]
+        chunk = min(LOGITS_CHUNK, self._config.max_num_batched_tokens)
         try:
             while sequence.num_computed_tokens < num_tokens:
                 begin = sequence.num_computed_tokens
-                end = min(num_tokens, begin + LOGITS_CHUNK)
+                end = min(num_tokens, begin + chunk)
                 while not self.scheduler.cache.allocate(sequence, end - begin):
                     if self.scheduler.preempt_last() is None:
                         raise CapacityError(f"no KV blocks for {num_tokens} tokens", param="token_ids")
@@ -525,6 +532,6 @@ def _chunk(sequence: Sequence, begin: int, end: int) -> ForwardBatch:
         positions=np.arange(begin, end, dtype=np.int32),
         cu_seqlens=np.array([0, end - begin], np.int32),
         kv_lens=np.array([end], np.int32),
-        block_tables=np.array([sequence.block_table], np.int32),
+        block_tables=np.array(sequence.block_tables, np.int32)[:, None],
         logits_rows=np.arange(end - begin, dtype=np.int32),
     )

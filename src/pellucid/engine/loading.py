@@ -16,6 +16,7 @@ from pellucid.core.errors import ModelFileError
 from pellucid.core.trace import TraceSink
 from pellucid.engine.llm_engine import LLMEngine
 from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory
+from pellucid.models.kv_groups import kv_windows
 from pellucid.models.spec import ModelSpec
 from pellucid.tokenizer.tokenizer import Tokenizer
 from pellucid.weights.catalog import resolve
@@ -77,6 +78,8 @@ def load_engine(
                 )
             capacity = decide_kv_capacity(
                 bytes_per_block=backend.kv_bytes_per_block(),
+                windows=kv_windows(spec),
+                max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
                 model_max_len=spec.max_position_embeddings,
                 max_model_len=config.model.max_model_len,
                 max_num_seqs=config.scheduler.max_num_seqs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
-from pellucid.core.config import SchedulerConfig, num_blocks_for
+from pellucid.core.config import SchedulerConfig
 from pellucid.core.errors import PellucidError, QueueFullError
 from pellucid.core.outputs import FinishReason
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
@@ -224,7 +224,7 @@ class Scheduler:
         ):
             if queue != sorted(queue, key=_order) or any(sequence.status is not status for sequence in queue):
                 raise CacheIntegrityError(f"the {status.value} queue is out of order")
-        if any(sequence.block_table for sequence in self.waiting):
+        if any(sequence.num_blocks for sequence in self.waiting):
             raise CacheIntegrityError("a waiting sequence holds blocks")
         if not self._num_slots == sum(map(self._slots, self.running)) <= self.config.max_num_seqs:
             raise CacheIntegrityError(f"{self._num_slots} places counted for {self.running}")
@@ -300,15 +300,15 @@ class Scheduler:
             head = self.waiting[0]
             if not self._has_budget(head):
                 return
-            blocks = self.cache.match(head)
-            while not self._has_room(head, blocks):
+            tables = self.cache.match(head)
+            while not self._has_room(head, tables):
                 if not self._has_place(head) or self._reclaim() is None:
                     if not self.running or self.running[-1].group.priority <= head.group.priority:
                         return
                     self._preempt_last_running()
-                blocks = self.cache.match(head)
+                tables = self.cache.match(head)
             self._leave(head)
-            self.cache.adopt(head, blocks)
+            self.cache.adopt(head, tables)
             head.group.num_computed_elsewhere -= head.num_computed_tokens
             if head.group.first_scheduled_time is None:
                 head.group.first_scheduled_time = now
@@ -326,17 +326,16 @@ class Scheduler:
     def _has_place(self, sequence: Sequence) -> bool:
         return self._num_slots + self._slots(sequence) <= self.config.max_num_seqs
 
-    def _has_room(self, head: Sequence, blocks: list[int]) -> bool:
+    def _has_room(self, head: Sequence, tables: list[list[int]]) -> bool:
         """Whether a place, and blocks for all of `head` beside what the running still need, are there."""
         if not self._has_place(head):
             return False
         if not self.running:
             return True
-        cache = self.cache
-        cached = sum(1 for block in blocks if cache.pool.ref_count(block) > 0)
-        needed = num_blocks_for(head.num_tokens) - cached + 1  # and one each to grow into
+        cache, budget = self.cache, self.config.max_num_batched_tokens
+        needed = cache.num_blocks_to_admit(head, tables, budget)
         for sequence in self.running:
-            needed += num_blocks_for(sequence.num_tokens) - len(sequence.block_table) + 1
+            needed += cache.num_blocks_to_come(sequence, budget)
         return needed <= cache.num_available
 
     def _allocate(self, sequence: Sequence, num_new_tokens: int) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pellucid.core.batch import BLOCK_SIZE
-from pellucid.core.config import num_blocks_for
 from pellucid.core.errors import CapacityError, InvalidRequestError
-from pellucid.models.spec import ModelSpec
+from pellucid.core.kv_windows import max_blocks_of_sequence
+from pellucid.models.kv_groups import kv_groups, values_per_token
+from pellucid.models.spec import AttentionSpec, ModelSpec
 
 KV_MEMORY_SHARE = 0.5
 """Share of the memory that is free once the weights are loaded that the KV cache may take by default."""
@@ -18,23 +21,36 @@ _BYTES_PER_VALUE = {"bf16": 2, "f16": 2, "f32": 4}
 
 
 def kv_bytes_per_block(spec: ModelSpec, kv_cache_dtype: str) -> int:
-    """Bytes of one KV block: keys and values of 64 tokens in every layer.
+    """Bytes of one KV block: keys and values of 64 tokens in every layer of the largest KV group.
 
     Raises:
         InvalidRequestError: no such dtype.
     """
+    per_layer = [_kv_bytes_per_token(layer.attention, kv_cache_dtype) for layer in spec.layers]
+    return BLOCK_SIZE * max(sum(per_layer[index] for index in group.layers) for group in kv_groups(spec))
+
+
+def kv_bytes_per_token(spec: ModelSpec, kv_cache_dtype: str) -> int:
+    """Bytes of the keys and values of one token in every layer.
+
+    Raises:
+        InvalidRequestError: no such dtype.
+    """
+    return sum(_kv_bytes_per_token(layer.attention, kv_cache_dtype) for layer in spec.layers)
+
+
+def _kv_bytes_per_token(attention: AttentionSpec, kv_cache_dtype: str) -> int:
     size = _BYTES_PER_VALUE.get(kv_cache_dtype)
     if size is None:
         raise InvalidRequestError(
             f"kv_cache_dtype must be one of {', '.join(_BYTES_PER_VALUE)}, not {kv_cache_dtype!r}",
             param="kv_cache_dtype",
         )
-    heads = (layer.attention.num_key_value_heads * layer.attention.head_dim for layer in spec.layers)
-    return 2 * BLOCK_SIZE * size * sum(heads)
+    return 2 * size * values_per_token(attention)
 
 
 class KVCapacity(NamedTuple):
-    """What was decided, for `num_blocks` blocks of which one sequence uses at most `max_model_len` tokens."""
+    """What was decided: `num_blocks` blocks, and sequences of at most `max_model_len` tokens."""
 
     num_blocks: int
     max_model_len: int
@@ -43,17 +59,20 @@ class KVCapacity(NamedTuple):
 def decide_kv_capacity(
     *,
     bytes_per_block: int,
+    windows: Sequence[int | None],
+    max_num_batched_tokens: int,
     model_max_len: int,
     max_model_len: int | None,
     max_num_seqs: int,
     kv_cache_memory: int | None,
     free_memory: int,
 ) -> KVCapacity:
-    """How many KV blocks to have, and how long a sequence may be.
+    """How many KV blocks to have, and how long a sequence may be, in a model with KV groups of these `windows`.
 
-    The budget is `kv_cache_memory`, else `KV_MEMORY_SHARE` of `free_memory` (bytes); never more blocks than
-    `max_num_seqs` sequences of full length use. Without `max_model_len` a sequence may be as long as the model allows
-    and the budget holds.
+    A sequence holds blocks for all its tokens where a group has no window, and elsewhere only for what its window and
+    a step of `max_num_batched_tokens` touch. The budget is `kv_cache_memory`, else `KV_MEMORY_SHARE` of `free_memory`
+    (bytes); never more blocks than `max_num_seqs` sequences of full length use. Without `max_model_len` a sequence may
+    be as long as the model allows and the budget holds.
 
     Raises:
         InvalidRequestError: `max_model_len` is beyond what the model was made for.
@@ -66,19 +85,25 @@ def decide_kv_capacity(
         )
     budget = kv_cache_memory if kv_cache_memory is not None else int(KV_MEMORY_SHARE * free_memory)
     affordable = budget // bytes_per_block
+
+    def needed_for(num_tokens: int) -> int:
+        return max_blocks_of_sequence(windows, num_tokens, max_num_batched_tokens)
+
+    affordable_len = bisect_right(range(1, model_max_len + 1), affordable, key=needed_for)
     source = "kv_cache_memory" if kv_cache_memory is not None else f"{KV_MEMORY_SHARE:.0%} of the free memory"
-    if affordable < 1:
+    if affordable_len < 1:
         raise CapacityError(
-            f"{source} is {budget:,} bytes, but one KV block of {BLOCK_SIZE} tokens takes {bytes_per_block:,}",
+            f"{source} is {budget:,} bytes, but one KV block of {BLOCK_SIZE} tokens takes {bytes_per_block:,}"
+            + (f", and a sequence has {len(windows)} at least" if len(windows) > 1 else ""),
             param="kv_cache_memory",
         )
     if max_model_len is None:
-        max_model_len = min(model_max_len, affordable * BLOCK_SIZE)
-    needed = num_blocks_for(max_model_len)
+        max_model_len = affordable_len
+    needed = needed_for(max_model_len)
     if needed > affordable:
         raise CapacityError(
             f"max_model_len {max_model_len} needs {needed * bytes_per_block:,} bytes of KV cache, but {source} is "
-            f"{budget:,}, enough for {affordable * BLOCK_SIZE} tokens",
+            f"{budget:,}, enough for {affordable_len} tokens",
             param="max_model_len",
         )
     return KVCapacity(min(affordable, max_num_seqs * needed), max_model_len)

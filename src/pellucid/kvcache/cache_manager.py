@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as ListLike
 
 from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import num_blocks_for
+from pellucid.core.kv_windows import first_visible_block, max_blocks_held
 from pellucid.core.sequence import Sequence
 from pellucid.kvcache.block_pool import BlockPool, CacheIntegrityError
-from pellucid.kvcache.prefix_cache import PrefixCache, chain_digest, encode_tokens, root_digest
+from pellucid.kvcache.prefix_cache import BlockKey, PrefixCache, chain_digest, encode_tokens, root_digest
 
 
 class CacheManager:
     """Gives every sequence the blocks its tokens need, and each block to as many sequences as share its content.
 
+    A model's layers are in KV groups (pellucid.models.kv_groups), and a sequence has a table of blocks for each. All
+    blocks are of one size and in one pool; which group a block holds is decided when it is taken.
+
     The life of a sequence's blocks:
         `match`     what the prefix cache holds of it (nothing changes);
         `adopt`     take these blocks: their tokens count as computed;
-        `allocate`  room for tokens to be computed next, all or nothing; a shared last block is copied first;
+        `allocate`  room for tokens to be computed next, all or nothing; a shared last block is copied first. Blocks
+                    that the next token does not see under its group's window are given back before;
         `commit`    once computed, full blocks become findable by others;
         `fork`      a second sequence on the same blocks;
         `trim`      back to fewer computed tokens;
         `free`      every block back; full ones stay findable until their room is needed.
+
+    Args:
+        windows: the attention window of each KV group; None sees everything.
 
     Attributes:
         pool: the books.
         copies: (source, destination) block pairs that must be copied, in this order, before the next forward.
     """
 
-    def __init__(self, num_blocks: int, *, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self, num_blocks: int, *, windows: ListLike[int | None] = (None,), enable_prefix_caching: bool = True
+    ) -> None:
         self.pool = BlockPool(num_blocks)
+        self.windows = tuple(windows)
         self.copies: list[tuple[int, int]] = []
+        self._groups_of_window = {
+            window: [group for group, own in enumerate(windows) if own == window]
+            for window in dict.fromkeys(windows)
+            if window is not None
+        }
         self._prefix_cache = PrefixCache() if enable_prefix_caching else None
         self._last_stamp = 0
 
@@ -42,61 +60,93 @@ class CacheManager:
     def num_available(self) -> int:
         return self.pool.num_available
 
-    def match(self, sequence: Sequence) -> list[int]:
-        """The blocks of the longest prefix of `sequence` that is cached.
+    def match(self, sequence: Sequence) -> list[list[int]]:
+        """The blocks of the longest prefix of `sequence` that is cached: a table for each KV group, for `adopt`.
 
         Whole blocks only, and never the last token: its logits are wanted.
         """
         cache = self._prefix_cache
         if cache is None:
-            return []
-        token_ids = sequence.token_ids
-        blocks: list[int] = []
-        for index in range((len(token_ids) - 1) // BLOCK_SIZE):
-            parent, digest = self._digests(sequence, index)
-            tokens = encode_tokens(token_ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
-            block = cache.find(digest, parent, tokens)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+            return [[] for _ in self.windows]
+        num_blocks = (len(sequence.token_ids) - 1) // BLOCK_SIZE
+        return cache.match(self.windows, self._keys(sequence, 0, num_blocks))
 
-    def adopt(self, sequence: Sequence, blocks: list[int]) -> None:
+    def adopt(self, sequence: Sequence, tables: list[list[int]]) -> None:
         """Begin `sequence`, which holds nothing, with the blocks that `match` found."""
-        if sequence.block_table or sequence.num_computed_tokens:
+        if sequence.num_blocks or sequence.num_computed_tokens:
             raise CacheIntegrityError(f"{sequence} already holds blocks")
-        for block in blocks:
-            self.pool.share(block)
-        sequence.block_table = list(blocks)
-        sequence.num_computed_tokens = len(blocks) * BLOCK_SIZE
-        sequence.num_registered_blocks = len(blocks)
+        length = len(tables[0])
+        self._share(tables)
+        sequence.block_tables = [list(table) for table in tables]
+        sequence.first_blocks = [first_visible_block(length * BLOCK_SIZE, window) for window in self.windows]
+        sequence.num_computed_tokens = length * BLOCK_SIZE
+        sequence.num_registered_blocks = length
         self._stamp(sequence)
 
     def allocate(self, sequence: Sequence, num_new_tokens: int) -> bool:
-        """Make room for the next `num_new_tokens` tokens of `sequence`; False, nothing changed, if there is none."""
-        table = sequence.block_table
-        first = sequence.num_computed_tokens // BLOCK_SIZE
-        end = -(-(sequence.num_computed_tokens + num_new_tokens) // BLOCK_SIZE)
-        pool = self.pool
-        copy_first = first < len(table) and pool.ref_count(table[first]) > 1
-        missing = end - len(table)
-        if max(missing, 0) + copy_first > pool.num_available:
+        """Make room for the next `num_new_tokens` tokens of `sequence`; False, and no block taken, if there is none."""
+        if self._groups_of_window:
+            self._release_behind_windows(sequence)
+        tables = sequence.block_tables or [[] for _ in self.windows]
+        computed = sequence.num_computed_tokens
+        first = computed // BLOCK_SIZE
+        length = len(tables[0])
+        missing = -(-(computed + num_new_tokens) // BLOCK_SIZE) - length
+        pool, cache = self.pool, self._prefix_cache
+        shared: list[list[int]] = []
+        if first < length:
+            for table in tables:
+                if pool.ref_count(table[first]) > 1:
+                    shared.append(table)
+        if (missing > 0 or shared) and max(missing, 0) * len(tables) + len(shared) > pool.num_available:
             return False
-        if first < len(table) and not copy_first:
-            cache = self._prefix_cache
-            if cache is not None and table[first] in cache:  # left partly filled by a trim, and about to be written
-                cache.forget(table[first])
-        if missing <= 0 and not copy_first:
+        if first < length and cache is not None:
+            for table in tables:  # left partly filled by a trim, and about to be written
+                if table[first] in cache and table not in shared:
+                    cache.forget(table[first])
+        if missing <= 0 and not shared:
             return True
-        if copy_first:
+        for table in shared:
             source = table[first]
             table[first] = self._take()
             self.copies.append((source, table[first]))
             self._release(source)
         for _ in range(missing):
-            table.append(self._take())
+            for table in tables:
+                table.append(self._take())
+        if not sequence.block_tables:
+            sequence.block_tables = tables
+            sequence.first_blocks = [0] * len(tables)
         self._stamp(sequence)
         return True
+
+    def num_blocks_to_admit(self, sequence: Sequence, tables: list[list[int]], max_new_tokens: int) -> int:
+        """Blocks that `sequence`, begun with the `tables` that `match` found, takes at most of those available until
+        all its tokens are computed, up to `max_new_tokens` a step, and it has a block more in each group to grow into.
+        """
+        num_tokens = sequence.num_tokens + BLOCK_SIZE
+        needed = 0
+        for window, table in zip(self.windows, tables, strict=True):
+            # Blocks that a window has left behind are never needed, those that others hold not until it has moved on.
+            at_hand = sum(1 for block in table if block < 0 or self.pool.ref_count(block) > 0)
+            growth = num_blocks_for(num_tokens) - at_hand
+            needed += min(growth, max_blocks_held(window, num_tokens, max_new_tokens))
+        return needed
+
+    def num_blocks_to_come(self, sequence: Sequence, max_new_tokens: int) -> int:
+        """The same for a sequence that has begun: blocks beyond those it holds."""
+        num_tokens = sequence.num_tokens + BLOCK_SIZE
+        growth = num_blocks_for(num_tokens) - len(sequence.block_tables[0])
+        if growth <= 1 or not self._groups_of_window:
+            return growth * len(self.windows)
+        needed = 0
+        for window, table, first in zip(self.windows, sequence.block_tables, sequence.first_blocks, strict=True):
+            if window is None:
+                needed += growth
+            else:  # what it alone holds comes back as the window moves on
+                own = sum(1 for block in table[first:] if self.pool.ref_count(block) == 1)
+                needed += min(growth, max(0, max_blocks_held(window, num_tokens, max_new_tokens) - own))
+        return needed
 
     def commit(self, sequence: Sequence) -> None:
         """Register the full blocks that `sequence` has computed since the last commit.
@@ -106,49 +156,61 @@ class CacheManager:
         """
         num_full = sequence.num_computed_tokens // BLOCK_SIZE
         cache = self._prefix_cache
-        if num_full <= sequence.num_registered_blocks or cache is None:
+        begin = sequence.num_registered_blocks
+        if num_full <= begin or cache is None:
             return
-        table = sequence.block_table
-        for index in range(sequence.num_registered_blocks, num_full):
-            block = table[index]
-            if block in cache:  # a fork of ours was first
-                continue
-            parent, digest = self._digests(sequence, index)
-            tokens = encode_tokens(sequence.token_ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
-            twin = cache.find(digest, parent, tokens)
-            if twin is None:
-                cache.register(block, digest, parent, tokens)
-            else:
-                self.pool.share(twin)
-                table[index] = twin
-                self._release(block)
-                self._stamp(sequence)
+        for index, key in enumerate(self._keys(sequence, begin, num_full), begin):
+            for group, table in enumerate(sequence.block_tables):
+                block = table[index]
+                if block < 0 or block in cache:  # behind the window since, or a fork of ours was first
+                    continue
+                twin = cache.find(group, key)
+                if twin is None:
+                    cache.register(block, group, key)
+                else:
+                    self.pool.share(twin)
+                    table[index] = twin
+                    self._release(block)
+                    self._stamp(sequence)
         sequence.num_registered_blocks = num_full
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child`, which holds nothing, go on from where `parent` is. Blocks are shared until one writes."""
-        if child.block_table or child.num_computed_tokens:
+        if child.num_blocks or child.num_computed_tokens:
             raise CacheIntegrityError(f"{child} already holds blocks")
-        for block in parent.block_table:
-            self.pool.share(block)
-        child.block_table = list(parent.block_table)
+        self._share(parent.block_tables)
+        child.block_tables = [list(table) for table in parent.block_tables]
+        child.first_blocks = list(parent.first_blocks)
         child.block_digests = list(parent.block_digests)
         child.num_computed_tokens = parent.num_computed_tokens
         child.num_registered_blocks = parent.num_registered_blocks
         self._stamp(child)
 
+    def can_trim(self, sequence: Sequence, num_computed_tokens: int) -> bool:
+        """Whether `sequence` still has the blocks that its token number `num_computed_tokens` sees."""
+        return num_computed_tokens == 0 or all(
+            first <= first_visible_block(num_computed_tokens, window)
+            for first, window in zip(sequence.first_blocks, self.windows, strict=False)
+        )
+
     def trim(self, sequence: Sequence, num_computed_tokens: int) -> None:
         """Forget what was computed beyond the first `num_computed_tokens` tokens, and give back the blocks beyond them.
 
         A block that stays in part is no longer found, or is copied if it is shared, once it is written to again.
+
+        What a window has left behind is given back by `allocate`, for the first of the tokens it makes room for. So a
+        trim to where the last `allocate` began, or to anything after it, is always possible: draft tokens that were
+        refused go back whatever their number. Further back it is possible as far as `can_trim` says, and to 0.
+
+        Raises:
+            CacheIntegrityError: a block that the next token must see was given back (`free`, and compute again).
         """
         if not 0 <= num_computed_tokens <= sequence.num_computed_tokens:
             raise CacheIntegrityError(f"{sequence} cannot be trimmed to {num_computed_tokens} computed tokens")
-        keep = -(-num_computed_tokens // BLOCK_SIZE)
+        if not self.can_trim(sequence, num_computed_tokens):
+            raise CacheIntegrityError(f"{sequence} has given back blocks that token {num_computed_tokens} must see")
         num_full = num_computed_tokens // BLOCK_SIZE
-        table = sequence.block_table
-        while len(table) > keep:
-            self._release(table.pop())
+        self._release_from(sequence, num_blocks_for(num_computed_tokens))
         sequence.num_computed_tokens = num_computed_tokens
         sequence.num_registered_blocks = min(sequence.num_registered_blocks, num_full)
         del sequence.block_digests[num_full:]
@@ -156,8 +218,7 @@ class CacheManager:
 
     def free(self, sequence: Sequence) -> None:
         """Give back every block; nothing counts as computed. The end of a prefix is evicted before its beginning."""
-        while sequence.block_table:
-            self._release(sequence.block_table.pop())
+        self._release_from(sequence, 0)
         sequence.num_computed_tokens = 0
         sequence.num_registered_blocks = 0
         self._stamp(sequence)
@@ -179,15 +240,20 @@ class CacheManager:
         """Check the books against the `sequences` that hold blocks. O(blocks + tables).
 
         Raises:
-            CacheIntegrityError: a block is held by other than its reference count says, is lost, or is found under
-                tokens that are not its sequence's; or a sequence lacks a block for a token it has computed.
+            CacheIntegrityError: a block is held by other than its reference count says, is lost, or is in tables of two
+                KV groups; or a sequence lacks a block that tokens yet to be computed see.
         """
         self.pool.check_integrity()
         held: Counter[int] = Counter()
+        group_of: dict[int, int] = {}
         for sequence in sequences:
-            held.update(sequence.block_table)
-            if len(sequence.block_table) * BLOCK_SIZE < sequence.num_computed_tokens:
-                raise CacheIntegrityError(f"{sequence} has computed more than its blocks hold")
+            self._check_tables(sequence)
+            for group, table in enumerate(sequence.block_tables):
+                blocks = [block for block in table if block >= 0]
+                held.update(blocks)
+                for block in blocks:
+                    if group_of.setdefault(block, group) != group:
+                        raise CacheIntegrityError(f"block {block} is in tables of groups {group_of[block]} and {group}")
         for block in range(self.num_blocks):
             if held[block] != self.pool.ref_count(block):
                 raise CacheIntegrityError(
@@ -199,19 +265,74 @@ class CacheManager:
             return
         self._prefix_cache.check_integrity()
         for block in range(self.num_blocks):
-            if self.pool.is_cached(block) and block not in self._prefix_cache:
+            registered = self._prefix_cache.group_of(block)
+            if self.pool.is_cached(block) and registered is None:
                 raise CacheIntegrityError(f"block {block} is cached but cannot be found")
-            if self.pool.ref_count(block) == 0 and not self.pool.is_cached(block) and block in self._prefix_cache:
+            if self.pool.ref_count(block) == 0 and not self.pool.is_cached(block) and registered is not None:
                 raise CacheIntegrityError(f"block {block} is free but can be found")
+            if registered is not None and group_of.get(block, registered) != registered:
+                raise CacheIntegrityError(f"block {block} of group {group_of[block]} is found as one of {registered}")
 
-    def _digests(self, sequence: Sequence, index: int) -> tuple[bytes, bytes]:
-        """Parent digest and digest of full block `index`, computing those still unknown."""
-        digests = sequence.block_digests
-        while len(digests) <= index:
-            begin = len(digests) * BLOCK_SIZE
-            parent = digests[-1] if digests else root_digest(sequence.group.cache_salt)
-            digests.append(chain_digest(parent, encode_tokens(sequence.token_ids[begin : begin + BLOCK_SIZE])))
-        return digests[index - 1] if index else root_digest(sequence.group.cache_salt), digests[index]
+    def _check_tables(self, sequence: Sequence) -> None:
+        """Raises CacheIntegrityError unless every block that tokens yet to be computed see is there, and those that are
+        not all lie before those that are."""
+        tables, firsts = sequence.block_tables, sequence.first_blocks
+        if not tables and not firsts and not sequence.num_computed_tokens:
+            return
+        if not len(tables) == len(firsts) == len(self.windows) or len(set(map(len, tables))) > 1:
+            raise CacheIntegrityError(f"{sequence} has tables that do not fit {len(self.windows)} KV groups")
+        if len(tables[0]) * BLOCK_SIZE < sequence.num_computed_tokens:
+            raise CacheIntegrityError(f"{sequence} has computed more than its blocks hold")
+        for table, first, window in zip(tables, firsts, self.windows, strict=True):
+            if not 0 <= first <= first_visible_block(sequence.num_computed_tokens, window):
+                raise CacheIntegrityError(f"{sequence} has given back blocks that its next token sees")
+            if any((block < 0) != (index < first) for index, block in enumerate(table)):
+                raise CacheIntegrityError(f"{sequence} has a gap in a table, or a block before its first")
+
+    def _keys(self, sequence: Sequence, begin: int, end: int) -> Iterator[BlockKey]:
+        """What the full blocks from `begin` to `end` of `sequence` are found by, each as it is asked for."""
+        digests, token_ids = sequence.block_digests, sequence.token_ids
+        for index in range(min(len(digests), begin), end):
+            tokens = encode_tokens(token_ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
+            parent = digests[index - 1] if index else root_digest(sequence.group.cache_salt)
+            if index == len(digests):
+                digests.append(chain_digest(parent, tokens))
+            if index >= begin:
+                yield BlockKey(digests[index], parent, tokens)
+
+    def _share(self, tables: list[list[int]]) -> None:
+        for table in tables:
+            for block in table:
+                if block >= 0:
+                    self.pool.share(block)
+
+    def _release_behind_windows(self, sequence: Sequence) -> None:
+        """Give back what the next token of `sequence` does not see; as in `free`, the end first."""
+        if not sequence.block_tables:
+            return
+        for window, groups in self._groups_of_window.items():
+            begin = sequence.first_blocks[groups[0]]
+            end = first_visible_block(sequence.num_computed_tokens, window)
+            if begin >= end:
+                continue
+            tables = [sequence.block_tables[group] for group in groups]
+            for index in range(end - 1, begin - 1, -1):
+                for table in tables:
+                    self._release(table[index])
+                    table[index] = -1
+            for group in groups:
+                sequence.first_blocks[group] = end
+            self._stamp(sequence)
+
+    def _release_from(self, sequence: Sequence, begin: int) -> None:
+        """Give back the blocks from index `begin` on, the end first in all groups."""
+        tables = sequence.block_tables
+        for _ in range(begin, len(tables[0]) if tables else 0):
+            for table in tables:
+                block = table.pop()
+                if block >= 0:
+                    self._release(block)
+        sequence.first_blocks = [min(first, begin) for first in sequence.first_blocks]
 
     def _take(self) -> int:
         if self.pool.num_free == 0:

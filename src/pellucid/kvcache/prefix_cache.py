@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.kv_windows import first_visible_block
 from pellucid.kvcache.block_pool import CacheIntegrityError
 
 
@@ -29,35 +32,101 @@ def _sha256(data: bytes) -> bytes:
     return sha256(data).digest()
 
 
+class BlockKey(NamedTuple):
+    """What a full block is found by: the chained digests of its end and of its predecessor's, and its tokens."""
+
+    digest: bytes
+    parent: bytes
+    tokens: bytes
+
+
 class PrefixCache:
-    """Full blocks by the chained SHA-256 of all tokens up to their end.
+    """Full blocks of each KV group by the chained SHA-256 of all tokens up to their end.
 
     A hit is taken only if parent digest and tokens are equal to those asked for, so that not even a collision could
     hand one prompt's keys and values to another. Knows nothing of references: the pool does.
     """
 
     def __init__(self) -> None:
-        self._block_of: dict[bytes, int] = {}
-        self._entry_of: dict[int, tuple[bytes, bytes, bytes]] = {}  # block -> digest, parent digest, tokens
+        self._block_of: dict[tuple[int, bytes], int] = {}  # KV group, digest
+        self._entry_of: dict[int, tuple[int, BlockKey]] = {}  # block -> KV group, key
 
     def __contains__(self, block: object) -> bool:
         return block in self._entry_of
 
-    def find(self, digest: bytes, parent: bytes, tokens: bytes) -> int | None:
-        """The block registered under `digest` with these very `tokens` after `parent`, or None."""
-        block = self._block_of.get(digest)
-        if block is not None and self._entry_of[block] == (digest, parent, tokens):
+    def group_of(self, block: int) -> int | None:
+        """The KV group that `block` is registered for, or None."""
+        entry = self._entry_of.get(block)
+        return None if entry is None else entry[0]
+
+    def find(self, group: int, key: BlockKey) -> int | None:
+        """The block of `group` registered under this very `key`, or None."""
+        block = self._block_of.get((group, key.digest))
+        if block is not None and self._entry_of[block] == (group, key):
             return block
         return None
 
-    def register(self, block: int, digest: bytes, parent: bytes, tokens: bytes) -> bool:
-        """Remember a full, computed block. False, and nothing done, if the digest is already taken."""
+    def match(self, windows: Sequence[int | None], keys: Iterable[BlockKey]) -> list[list[int]]:
+        """The blocks of the longest known prefix of `keys`, for KV groups of these `windows`.
+
+        A prefix of L blocks is known if every group without a window has all of them, and every other those that the
+        token after the prefix still sees. No block is looked up twice.
+
+        Returns:
+            A table of L entries for each group, -1 for what its window has left behind.
+        """
+        tables: list[list[int]] = [[] for _ in windows]
+        unlimited = [group for group, window in enumerate(windows) if window is None]
+        known: list[BlockKey] = []
+        for key in keys:
+            blocks = [block for group in unlimited if (block := self.find(group, key)) is not None]
+            if len(blocks) < len(unlimited):
+                break
+            known.append(key)
+            for group, block in zip(unlimited, blocks, strict=True):
+                tables[group].append(block)
+        if len(unlimited) < len(windows):
+            self._match_windows(windows, known, tables)
+        return tables
+
+    def _match_windows(self, windows: Sequence[int | None], known: list[BlockKey], tables: list[list[int]]) -> None:
+        """Fill in the tables of the groups with a window, and shorten all to what every one of them has.
+
+        Each group goes from the end of the prefix back to what the window still shows. A block that is missing there
+        is missing for every shorter prefix that it is part of, so that the prefix ends before it.
+        """
+        length = len(known)
+        limited = [(group, window) for group, window in enumerate(windows) if window is not None]
+        firsts = dict.fromkeys((group for group, _ in limited), length)  # from where on blocks were found
+        for group, _ in limited:
+            tables[group] = [-1] * length
+        behind = True
+        while behind:
+            behind = False
+            for group, window in limited:
+                first = first_visible_block(length * BLOCK_SIZE, window)
+                index = min(firsts[group], length)
+                while index > first:
+                    block = self.find(group, known[index - 1])
+                    index -= 1
+                    if block is None:
+                        length = index
+                        first = first_visible_block(length * BLOCK_SIZE, window)
+                        behind = True
+                    else:
+                        tables[group][index] = block
+                firsts[group] = index
+        for table in tables:
+            del table[length:]
+
+    def register(self, block: int, group: int, key: BlockKey) -> bool:
+        """Remember a full, computed block. False, and nothing done, if the group has one of this digest already."""
         if block in self._entry_of:
             raise CacheIntegrityError(f"block {block} is registered twice")
-        if digest in self._block_of:
+        if (group, key.digest) in self._block_of:
             return False
-        self._block_of[digest] = block
-        self._entry_of[block] = (digest, parent, tokens)
+        self._block_of[group, key.digest] = block
+        self._entry_of[block] = (group, key)
         return True
 
     def forget(self, block: int) -> None:
@@ -65,13 +134,18 @@ class PrefixCache:
         entry = self._entry_of.pop(block, None)
         if entry is None:
             raise CacheIntegrityError(f"block {block} is not registered")
-        del self._block_of[entry[0]]
+        group, key = entry
+        del self._block_of[group, key.digest]
 
     def check_integrity(self) -> None:
         """Raises CacheIntegrityError unless digests and blocks are one to one, each with a whole block of tokens."""
-        for digest, block in self._block_of.items():
+        for (group, digest), block in self._block_of.items():
             entry = self._entry_of.get(block)
-            if entry is None or entry[0] != digest or len(entry[2]) != 4 * BLOCK_SIZE:
+            if (
+                entry is None
+                or (entry[0], entry[1].digest) != (group, digest)
+                or len(entry[1].tokens) != 4 * BLOCK_SIZE
+            ):
                 raise CacheIntegrityError(f"the entry of block {block} does not match its digest")
         if len(self._block_of) != len(self._entry_of):
             raise CacheIntegrityError(f"{len(self._block_of)} digests for {len(self._entry_of)} blocks")

@@ -14,7 +14,7 @@ from pellucid.core.errors import BackendError, InvalidRequestError, ModelFileErr
 from pellucid.models.spec import tensor_shapes
 from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
-from tests.support.tiny_models import all_logits, make_batch, write_tiny_model
+from tests.support.tiny_models import all_logits, group_blocks, make_batch, num_kv_groups, write_tiny_model
 
 native = pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
 
@@ -125,7 +125,8 @@ def test_neighbours_and_block_numbers_do_not_show(folder: Path, name: str, neigh
     sequences = [*others[: neighbours // 2], TOKENS, *others[neighbours // 2 :]]
     mine = neighbours // 2
     blocks = rng.permutation(4 * len(sequences)).reshape(len(sequences), 4)
-    backend.allocate_kv_cache(4 * len(sequences))
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(groups * 4 * len(sequences))
     done = [0] * len(sequences)
     logits = []
     while done[mine] < len(TOKENS):
@@ -142,7 +143,7 @@ def test_neighbours_and_block_numbers_do_not_show(folder: Path, name: str, neigh
                 rows = list(range(row, row + len(piece)))
             row += len(piece)
             done[index] += len(piece)
-        logits.append(backend.forward(make_batch(pieces, rows)).logits.copy())
+        logits.append(backend.forward(make_batch(pieces, rows, groups=groups)).logits.copy())
     assert np.array_equal(np.concatenate(logits), wanted)
 
 
@@ -161,6 +162,7 @@ class WrongBlock:
     """The mutant: a backend that takes a sequence's second block for its first."""
 
     def __init__(self, backend: Backend) -> None:
+        self.spec = backend.spec
         self._backend = backend
 
     def allocate_kv_cache(self, num_blocks: int) -> None:
@@ -168,7 +170,7 @@ class WrongBlock:
 
     def forward(self, batch: Any) -> Any:
         if batch.kv_lens[0] > 100:
-            batch.block_tables[0, 0] = batch.block_tables[0, 1]
+            batch.block_tables[0, 0, 0] = batch.block_tables[0, 0, 1]
         return self._backend.forward(batch)
 
 
@@ -181,10 +183,11 @@ def test_the_equality_notices_a_wrong_block(folder: Path) -> None:
 def test_copied_blocks_continue_alike(folder: Path) -> None:
     backend = load(model_file(folder, "gemma3"))
     wanted = all_logits(backend, TOKENS)[150:]
-    backend.allocate_kv_cache(8)
-    backend.forward(make_batch([(TOKENS[:150], 0, [0, 1, 2, 3])], []))
-    backend.copy_blocks(np.array([[0, 5], [1, 4], [2, 7]], np.int32))
-    found = backend.forward(make_batch([(TOKENS[150:], 150, [5, 4, 7, 6])])).logits
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(8 * groups)
+    backend.forward(make_batch([(TOKENS[:150], 0, [0, 1, 2, 3])], [], groups=groups))
+    backend.copy_blocks(group_blocks([[0, 5], [1, 4], [2, 7]], groups).reshape(-1, 2))
+    found = backend.forward(make_batch([(TOKENS[150:], 150, [5, 4, 7, 6])], groups=groups)).logits
     assert np.array_equal(found, wanted)
 
 
@@ -208,6 +211,26 @@ def test_blocks_behind_every_window_may_be_gone(folder: Path) -> None:
     assert np.array_equal(found, wanted)
 
 
+def test_each_group_must_have_what_its_window_shows(folder: Path) -> None:
+    """Windows of 40: token 199 sees positions 160 and on, in block 2; the layer without a window sees them all."""
+    backend = load(model_file(folder, "gemma3"))
+    groups = num_kv_groups(backend)
+    wanted = all_logits(backend, TOKENS)[-1:]
+    backend.allocate_kv_cache(4 * groups)
+    backend.forward(make_batch([(TOKENS[:-1], 0, range(4))], [], groups=groups))
+    batch = make_batch([(TOKENS[-1:], 199, range(4))], groups=groups)
+    for group in range(groups):
+        for block in range(4):
+            taken, batch.block_tables[group, 0, block] = int(batch.block_tables[group, 0, block]), -1
+            if group > 0 and block < 2:
+                continue
+            with pytest.raises(BackendError, match="KV block -1"):
+                backend.forward(batch)
+            batch.block_tables[group, 0, block] = taken
+    assert (batch.block_tables[1:] == -1).sum() == 2 * (groups - 1)
+    assert np.array_equal(backend.forward(batch).logits, wanted)
+
+
 def test_bad_batches_are_refused(folder: Path) -> None:
     backend = load(model_file(folder, "llama"))
     backend.allocate_kv_cache(2)
@@ -227,6 +250,8 @@ def test_bad_batches_are_refused(folder: Path) -> None:
     batch.kv_lens[0] = 60
     with pytest.raises(BackendError, match="cu_seqlens does not cover"):
         backend.forward(batch)
+    with pytest.raises(BackendError, match="a table with contiguous rows for each KV group"):
+        backend.forward(make_batch([([1], 0, [0])], groups=2))
     with pytest.raises(ValueError, match="KV block 9"):
         backend.copy_blocks(np.array([[0, 9]], np.int32))
 

@@ -14,7 +14,7 @@ from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
-from tests.support.tiny_models import all_logits, make_batch, write_tiny_model
+from tests.support.tiny_models import all_logits, make_batch, num_kv_groups, write_tiny_model
 
 native = pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
 
@@ -97,7 +97,8 @@ def random_schedule(backend: cpu.CpuBackend, sequences: list[list[int]], rng: np
     decoding alone, in scattered blocks."""
     widths = [-(-len(tokens) // BLOCK_SIZE) for tokens in sequences]
     blocks = np.split(rng.permutation(sum(widths)), np.cumsum(widths)[:-1])
-    backend.allocate_kv_cache(sum(widths))
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(groups * sum(widths))
     done = [0] * len(sequences)
     logits = [np.empty((len(tokens), backend.spec.vocab_size), np.float32) for tokens in sequences]
     while any(count < len(tokens) for count, tokens in zip(done, sequences, strict=True)):
@@ -110,7 +111,7 @@ def random_schedule(backend: cpu.CpuBackend, sequences: list[list[int]], rng: np
                 pieces.append((piece, done[index], blocks[index]))
         if not pieces:
             continue
-        rows = backend.forward(make_batch(pieces)).logits
+        rows = backend.forward(make_batch(pieces, groups=groups)).logits
         for index, size in chosen:
             logits[index][done[index] : done[index] + size] = rows[:size]
             rows = rows[size:]

@@ -7,7 +7,7 @@ import pytest
 
 from pellucid.weights import catalog
 from pellucid.weights.loader import open_model
-from tests.support.tiny_models import all_logits, make_batch
+from tests.support.tiny_models import all_logits, make_batch, num_kv_groups
 
 pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
 
@@ -37,13 +37,14 @@ def test_chunks_threads_and_neighbours_do_not_show(name: str) -> None:
             assert np.array_equal(all_logits(backend, tokens, chunk, first=FIRST), wanted), (threads, chunk)
         for neighbours in (0, 1, 7):
             blocks = rng.permutation(9 * (neighbours + 1)).reshape(-1, 9)
-            backend.allocate_kv_cache(blocks.size)
+            groups = num_kv_groups(backend)
+            backend.allocate_kv_cache(groups * blocks.size)
             others = [[int(t) for t in rng.integers(0, 40000, 200 + 40 * i)] for i in range(neighbours)]
             logits = []
             for start in range(0, NUM_TOKENS, 53):
                 pieces = [(tokens[start : start + 53], start, blocks[0])]
                 pieces += [(o[start : start + 53], start, b) for o, b in zip(others, blocks[1:], strict=True)]
                 rows = range(min(max(FIRST - start, 0), 53), len(pieces[0][0]))
-                batch = make_batch([piece for piece in pieces if piece[0]], list(rows))
+                batch = make_batch([piece for piece in pieces if piece[0]], list(rows), groups=groups)
                 logits.append(backend.forward(batch).logits.copy())
             assert np.array_equal(np.concatenate(logits), wanted), (threads, neighbours)

@@ -20,7 +20,9 @@ from tests.support.gguf_writer import encode
 from tests.support.tiny_models import (
     LLAMA,
     all_logits,
+    group_blocks,
     make_batch,
+    num_kv_groups,
     random_weights,
     tiny_spec,
     write_model,
@@ -55,11 +57,12 @@ def test_chunking_never_changes_a_bit(model_path: Path, kv_cache_dtype: str) -> 
 
 def test_batch_neighbours_blocks_and_row_order_never_change_a_bit(backend: ReferenceBackend) -> None:
     expected = all_logits(backend, TOKENS)
-    backend.allocate_kv_cache(32)
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(32 * groups)
     neighbours = [([5, 6, 7] * (index + 1), 0, [10 + index]) for index in range(7)]
     half = len(TOKENS) // 2
-    backend.forward(make_batch([(TOKENS[:half], 0, [9, 3, 4])]))
-    batch = make_batch([*neighbours[:4], (TOKENS[half:], half, [9, 3, 4]), *neighbours[4:]])
+    backend.forward(make_batch([(TOKENS[:half], 0, [9, 3, 4])], groups=groups))
+    batch = make_batch([*neighbours[:4], (TOKENS[half:], half, [9, 3, 4]), *neighbours[4:]], groups=groups)
     own = np.arange(batch.cu_seqlens[4], batch.cu_seqlens[5])
     logits = backend.forward(replace(batch, logits_rows=own[::-1].astype(np.int32))).logits
     np.testing.assert_array_equal(logits[::-1], expected[half:])
@@ -120,33 +123,37 @@ def test_window_layers_do_not_read_the_blocks_they_have_left(tmp_path: Path) -> 
 
 def test_copied_blocks_carry_the_context(backend: ReferenceBackend) -> None:
     expected = all_logits(backend, TOKENS[:100])[-1]
-    backend.allocate_kv_cache(4)
-    backend.forward(make_batch([(TOKENS[:99], 0, [0, 1])]))
-    backend.copy_blocks(np.array([[0, 3], [1, 2]], np.int32))
-    backend.forward(make_batch([(TOKENS[::-1], 0, [0, 1, 1])]))
-    logits = backend.forward(make_batch([(TOKENS[99:100], 99, [3, 2])])).logits
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(4 * groups)
+    backend.forward(make_batch([(TOKENS[:99], 0, [0, 1])], groups=groups))
+    backend.copy_blocks(group_blocks([[0, 3], [1, 2]], groups).reshape(-1, 2))
+    backend.forward(make_batch([(TOKENS[::-1], 0, [0, 1, 1])], groups=groups))
+    logits = backend.forward(make_batch([(TOKENS[99:100], 99, [3, 2])], groups=groups)).logits
     np.testing.assert_array_equal(logits[0], expected)
 
 
 def test_block_bytes_are_those_of_keys_and_values(model_path: Path) -> None:
-    heads_times_dim = {"llama": 2 * 16 * 2, "gemma3": 1 * 32 * 7}
+    heads_times_dim = {"llama": 2 * 16 * 2, "gemma3": 1 * 32}  # of two layers, and of one in each of seven groups
     for dtype, size in (("f32", 4), ("f16", 2), ("bf16", 2)):
         backend = open_backend(model_path, kv_cache_dtype=dtype)
         assert backend.kv_bytes_per_block() == 2 * 64 * size * heads_times_dim[backend.spec.architecture]
 
 
 def test_a_block_that_is_not_there_is_an_error_not_another_block(backend: ReferenceBackend) -> None:
-    backend.allocate_kv_cache(2)
-    for block in (-1, 2):
-        with pytest.raises(BackendError, match=f"KV block {block} "):
-            backend.forward(make_batch([([1, 2], 0, [block])]))
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(2 * groups)
+    group_of_first_layer = 1 if groups > 1 else 0  # it has a window, and groups without one come first
+    for block, found in ((-1, -1), (2, 2 * groups + group_of_first_layer)):
+        with pytest.raises(BackendError, match=f"KV block {found} "):
+            backend.forward(make_batch([([1, 2], 0, [block])], groups=groups))
 
 
 def test_logits_that_are_not_finite_are_an_error(backend: ReferenceBackend) -> None:
-    backend.allocate_kv_cache(1)
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(groups)
     backend._weights["final_norm.weight"][3] = np.nan
     with pytest.raises(BackendError, match="not finite"):
-        backend.forward(make_batch([([1, 2], 0, [0])]))
+        backend.forward(make_batch([([1, 2], 0, [0])], groups=groups))
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:

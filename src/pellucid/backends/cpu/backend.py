@@ -13,6 +13,7 @@ from pellucid.backends.cpu import _native
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError, UnsupportedModelError
 from pellucid.core.processors import usable_processors
+from pellucid.models.kv_groups import kv_groups
 from pellucid.models.spec import ModelSpec, tensor_shapes
 from pellucid.quant.formats import dequantize
 from pellucid.weights.loader import ModelFile, not_finite
@@ -211,6 +212,8 @@ class CpuBackend:
 
 
 def _native_spec(spec: ModelSpec) -> dict[str, object]:
+    groups = kv_groups(spec)
+    group_of_layer = {layer: number for number, group in enumerate(groups) for layer in group.layers}
     ropes = list(dict.fromkeys(layer.attention.rope for layer in spec.layers))
     return {
         "vocab_size": spec.vocab_size,
@@ -218,7 +221,11 @@ def _native_spec(spec: ModelSpec) -> dict[str, object]:
         "embedding_scale": spec.embedding_scale,
         "final_norm_eps": spec.final_norm.eps,
         "ropes": [{"inv_freq": rope.inv_freq, "attention_factor": rope.attention_factor} for rope in ropes],
-        "layers": [_native_layer(layer, ropes.index(layer.attention.rope)) for layer in spec.layers],
+        "kv_windows": [group.sliding_window or 0 for group in groups],
+        "layers": [
+            {**_native_layer(layer, ropes.index(layer.attention.rope)), "kv_group": group_of_layer[index]}
+            for index, layer in enumerate(spec.layers)
+        ],
         "shapes": tensor_shapes(spec),
     }
 

@@ -15,6 +15,7 @@ from pellucid.backends.reference.ops import activate, linear, rms_norm, rope_ang
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError
 from pellucid.decoding import sampler
+from pellucid.models.kv_groups import kv_groups
 from pellucid.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from pellucid.quant.formats import dequantize
 from pellucid.weights.loader import ModelFile, require_finite
@@ -67,6 +68,7 @@ class ReferenceBackend:
         self.spec = spec
         self._kv_cache = KVCache(spec, kv_cache_dtype)
         self.kv_layout = f"reference {_KV_LAYOUT_VERSION}, {kv_cache_dtype}, {BLOCK_SIZE}-token blocks"
+        self._group_of_layer = {layer: group for group, own in enumerate(kv_groups(spec)) for layer in own.layers}
         self._weights = {name: _decode(name, tensor) for name, tensor in weights}
         num_threads = threads or os.cpu_count() or 1
         self._executor = ThreadPoolExecutor(num_threads, "reference") if num_threads > 1 else None
@@ -94,7 +96,7 @@ class ReferenceBackend:
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         self._require_open()
         sequence_of_token = np.repeat(np.arange(batch.num_seqs), np.diff(batch.cu_seqlens))
-        block_tables = batch.block_tables[sequence_of_token]
+        block_tables = batch.block_tables[:, sequence_of_token]
 
         x = self._weights["embed_tokens.weight"][batch.input_ids] * np.float32(self.spec.embedding_scale)
         ropes = {layer.attention.rope for layer in self.spec.layers}
@@ -102,7 +104,8 @@ class ReferenceBackend:
         for index, layer in enumerate(self.spec.layers):
             residual = x
             x = self._norm(x, layer.attention_norm, f"layers.{index}.attention_norm")
-            x = self._attention(x, index, layer.attention, angles, batch.positions, block_tables)
+            tables = block_tables[self._group_of_layer[index]]
+            x = self._attention(x, index, layer.attention, angles, batch.positions, tables)
             if layer.post_attention_norm is not None:
                 x = self._norm(x, layer.post_attention_norm, f"layers.{index}.post_attention_norm")
             x = residual + x

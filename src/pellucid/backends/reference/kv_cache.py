@@ -1,6 +1,8 @@
-"""Keys and values of every layer in blocks of 64 tokens."""
+"""Keys and values in blocks of 64 tokens, each of the layers of one KV group."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
 from pellucid.estimate.memory import kv_bytes_per_block
+from pellucid.models.kv_groups import kv_groups
 from pellucid.models.spec import ModelSpec
 from pellucid.quant.formats import BlockFormat, dequantize, quantize
 
@@ -38,7 +41,8 @@ class KVCache:
         self._dtype = dtype
         self._format = FORMATS[dtype]
         self._spec = spec
-        self._layers: list[NDArray[np.uint8]] = []
+        self._blocks = np.zeros((0, self.bytes_per_block), np.uint8)
+        self._layers: list[NDArray[np.uint8]] = []  # of every block, what a layer would find there
 
     @property
     def bytes_per_block(self) -> int:
@@ -46,7 +50,7 @@ class KVCache:
 
     @property
     def num_blocks(self) -> int:
-        return len(self._layers[0]) if self._layers else 0
+        return len(self._blocks)
 
     def allocate(self, num_blocks: int) -> None:
         """Make room for `num_blocks` blocks, dropping what was there.
@@ -55,25 +59,26 @@ class KVCache:
             CapacityError: the memory is not to be had.
         """
         self._layers = []
+        self._blocks = self._blocks[:0].copy()
         try:
-            self._layers = [np.zeros((num_blocks, *shape), np.uint8) for shape in self._block_shapes()]
+            self._blocks = np.zeros((num_blocks, self.bytes_per_block), np.uint8)
         except (MemoryError, ValueError):  # ValueError: more bytes than an array can have
             raise CapacityError(
                 f"no memory for {num_blocks} KV blocks of {self.bytes_per_block} bytes; ask for fewer",
                 param="num_blocks",
             ) from None
+        self._layers = [self._blocks[:, part].reshape(num_blocks, *shape) for part, shape in self._block_parts()]
 
     def copy(self, pairs: NDArray[np.int32]) -> None:
-        """Copy blocks (source, destination), int32 [n, 2], one after the other, in all layers."""
-        for layer in self._layers:
-            for source, destination in pairs.tolist():
-                layer[destination] = layer[source]
+        """Copy blocks (source, destination), int32 [n, 2], one after the other."""
+        for source, destination in pairs.tolist():
+            self._blocks[destination] = self._blocks[source]
 
     def read_blocks(self, blocks: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """uint8 [n, bytes_per_block] of `blocks`, int32 [n]: layer after layer."""
+        """uint8 [n, bytes_per_block] of `blocks`, int32 [n]."""
         for block in blocks.tolist():
             self._require_block(block)
-        return np.concatenate([layer[blocks].reshape(len(blocks), layer[0].size) for layer in self._layers], axis=1)
+        return self._blocks[blocks]
 
     def write_blocks(self, blocks: NDArray[np.int32], data: NDArray[np.uint8]) -> None:
         """Put back what `read_blocks` gave."""
@@ -84,11 +89,7 @@ class KVCache:
                 f"{len(blocks)} KV blocks take uint8 [{len(blocks)}, {self.bytes_per_block}], "
                 f"not {data.dtype} {list(data.shape)}"
             )
-        start = 0
-        for layer in self._layers:
-            end = start + layer[0].size
-            layer[blocks] = data[:, start:end].reshape(len(blocks), *layer.shape[1:])
-            start = end
+        self._blocks[blocks] = data
 
     def write(self, layer: int, block: int, offset: int, key: NDArray[np.float32], value: NDArray[np.float32]) -> None:
         """Store one token's `key` and `value`, float32 [num_key_value_heads, head_dim], at `offset` of `block`."""
@@ -110,9 +111,16 @@ class KVCache:
         if not 0 <= block < self.num_blocks:
             raise BackendError(f"KV block {block} was named, but {self.num_blocks} are allocated")
 
-    def _block_shapes(self) -> list[tuple[int, ...]]:
-        """uint8 [2 (key, value), num_key_value_heads, 64, bytes of a head] of each layer."""
-        return [
-            (2, attention.num_key_value_heads, BLOCK_SIZE, attention.head_dim * self._format.block_bytes)
-            for attention in (layer.attention for layer in self._spec.layers)
-        ]
+    def _block_parts(self) -> list[tuple[slice, tuple[int, ...]]]:
+        """Where each layer's part of a block lies, in bytes, and its shape: [2 (key, value), num_key_value_heads, 64,
+        bytes of a head]."""
+        parts: dict[int, tuple[slice, tuple[int, ...]]] = {}
+        for group in kv_groups(self._spec):
+            begin = 0
+            for layer in group.layers:
+                attention = self._spec.layers[layer].attention
+                head_bytes = attention.head_dim * self._format.block_bytes
+                shape = (2, attention.num_key_value_heads, BLOCK_SIZE, head_bytes)
+                parts[layer] = slice(begin, begin + math.prod(shape)), shape
+                begin += math.prod(shape)
+        return [parts[layer] for layer in range(len(self._spec.layers))]
