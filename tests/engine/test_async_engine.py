@@ -287,6 +287,26 @@ def test_waiting_too_long_is_refused(backend: GatedBackend) -> None:
     run(work, max_num_seqs=1, max_queue_seconds=5)
 
 
+def test_times_count_from_the_call(backend: GatedBackend) -> None:
+    """Not from when the engine thread, which had a step to finish first, came to know of the request."""
+
+    async def work(engine: AsyncEngine) -> None:
+        now = [0.0]
+        engine._engine._clock = lambda: now[0]
+        backend.close_gate()
+        first = asyncio.create_task(engine.complete("x", GREEDY))
+        await backend.arrived()
+        async with engine.generate("y", GREEDY) as stream:
+            now[0] = 5.0
+            backend.open()
+            await read(stream)
+        assert stream.request_output is not None
+        metrics = stream.request_output.metrics
+        assert (metrics.queue, metrics.ttft, (await first).metrics.queue) == (5.0, 5.0, 0.0)
+
+    run(work)
+
+
 # Cancellation
 
 

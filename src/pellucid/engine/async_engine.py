@@ -266,6 +266,7 @@ class AsyncEngine:
     async def _submit(self, request: AsyncRequest, prompt: PromptLike | ListLike[Message]) -> None:
         """Tokenize the prompt and hand the request to the engine thread. Raises as `generate` says."""
         request.loop = asyncio.get_running_loop()
+        request.arrival_time = self._engine.now()
         prepared = self._register(request, prompt)
         try:
             checked = await asyncio.wrap_future(prepared)
@@ -397,6 +398,7 @@ class AsyncEngine:
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 stream=request.stream,
+                arrival_time=request.arrival_time,
             )
         except Exception as error:
             with self._requests_lock:

@@ -24,6 +24,7 @@ class AsyncRequest:
 
     Written by the event loop:
         loop: whose request it is; None before it was begun.
+        arrival_time: when it was begun, in seconds on the engine's clock.
         num_read: items taken.
         resume_asked: whether the engine thread was told that a paused request has been read; it takes that back.
         is_dropped: nobody reads it any more.
@@ -38,6 +39,7 @@ class AsyncRequest:
     __slots__ = (
         "_items",
         "_waiter",
+        "arrival_time",
         "cache_salt",
         "is_aborted",
         "is_added",
@@ -62,6 +64,7 @@ class AsyncRequest:
         self.cache_salt = cache_salt
         self.stream = stream
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.arrival_time = 0.0
         self.num_read = 0
         self.resume_asked = False
         self.is_dropped = False

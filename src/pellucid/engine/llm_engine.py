@@ -180,6 +180,10 @@ class LLMEngine:
                     param="stop_token_ids",
                 )
 
+    def now(self) -> float:
+        """Seconds on the engine's clock; from any thread."""
+        return self._clock()
+
     def check_options(self, priority: int, cache_salt: str) -> None:
         """Check what else a request may come with.
 
@@ -201,6 +205,7 @@ class LLMEngine:
         priority: int = 0,
         cache_salt: str = "",
         stream: bool = False,
+        arrival_time: float | None = None,
     ) -> None:
         """Queue a request; `step` gives its replies.
 
@@ -210,6 +215,7 @@ class LLMEngine:
             priority: lower runs first, within -2^31 .. 2^31 - 1.
             cache_salt: prefix-cache entries are shared only between requests of the same salt.
             stream: report each token as it comes.
+            arrival_time: as `now` gave it; None is this moment.
 
         Raises:
             InvalidRequestError: something about it cannot be served; `param` names it. Nothing was queued.
@@ -229,7 +235,7 @@ class LLMEngine:
             max_model_len=self.max_model_len,
             seed=self._request_seed(sampling_params),
             arrival_number=self._num_added,
-            arrival_time=self._clock(),
+            arrival_time=self._clock() if arrival_time is None else arrival_time,
             eos_token_ids=self._eos_token_ids,
             prompt=prompt.text,
             priority=int(priority),
