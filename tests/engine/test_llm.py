@@ -15,11 +15,13 @@ from pellucid import (
     BackendError,
     CapacityError,
     ContextLengthError,
+    EngineError,
     InvalidRequestError,
     ModelFileError,
     SamplingParams,
 )
 from pellucid.engine import loading
+from pellucid.engine.scheduler import Scheduler
 from tests.support.engines import answer_alone, load_fake_backend
 from tests.support.fake_backend import FakeBackend
 from tests.support.fake_tokenizer import FakeTokenizer
@@ -115,6 +117,18 @@ def test_a_failure_is_raised_and_the_others_are_aborted(llm: LLM, backend: FakeB
         llm.generate([[1], [13], [2]], GREEDY)
     backend.fail_on = None
     assert len(llm.generate([[1], [13]], GREEDY)) == 2
+
+
+def test_a_defect_fails_what_ran_and_the_next_prompt_is_answered(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = llm.stream("hello", GREEDY)
+    next(stream)
+    monkeypatch.setattr(Scheduler, "postprocess", lambda self, plan, token_ids: 1 / 0)
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        llm.generate(["a", "b"], GREEDY)
+    monkeypatch.undo()
+    with pytest.raises(EngineError):
+        list(stream)
+    assert llm.generate([[1, 2]], GREEDY)[0].outputs == answer_alone([1, 2], GREEDY, seed=0).outputs
 
 
 def test_chat(llm: LLM) -> None:
