@@ -34,7 +34,7 @@ def random_prompt(rng: random.Random, max_len: int = 400) -> list[int]:
 
 def random_params(rng: random.Random) -> SamplingParams:
     return SamplingParams(
-        max_tokens=rng.choice([1, 2, 5, 40, 90]),
+        max_tokens=rng.choice([1, 2, 40, 90, 300, 300]),
         temperature=rng.choice([0.0, 0.7, 1.5]),
         top_k=rng.choice([0, 5]),
         top_p=rng.choice([1.0, 0.8]),

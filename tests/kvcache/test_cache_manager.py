@@ -10,6 +10,7 @@ from pellucid.core.sequence import Sequence
 from pellucid.kvcache import prefix_cache
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from pellucid.kvcache.cache_manager import CacheManager
+from tests.support.mutants import mutant
 from tests.support.sequences import make_sequence
 
 WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 70, 70), (100,), (None, None, 130, 2), (64, 65), (None, 1)]
@@ -208,6 +209,17 @@ def test_fork_copies_only_the_last_block_and_only_when_written() -> None:
     assert child.block_tables[0][0] == parent.block_tables[0][0]
 
 
+def test_mutant_fork_that_leaves_its_parent_writing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CacheManager, "fork", mutant(CacheManager.fork, "parent.num_writable_tokens = 0", "pass"))
+    cache = CacheManager(8)
+    parent = begin(cache, [5] * 100)
+    Memory(cache).compute(parent, 100)
+    child = make_sequence(parent.token_ids)
+    cache.fork(parent, child)
+    with pytest.raises(CacheIntegrityError, match="which others read"):
+        cache.check_integrity([parent, child])
+
+
 def test_reset_prefix_cache() -> None:
     cache = CacheManager(8)
     memory = Memory(cache)
@@ -246,6 +258,7 @@ def test_misuse_is_an_error(misuse: Callable[[CacheManager, Sequence], object]) 
         lambda cache, sequence: sequence.block_tables[0].append(sequence.block_tables[0][0]),
         lambda cache, sequence: sequence.block_tables[0].__setitem__(0, 7),
         lambda cache, sequence: setattr(sequence, "num_computed_tokens", 500),
+        lambda cache, sequence: setattr(sequence, "num_writable_tokens", 500),
         lambda cache, sequence: (
             cache._prefix_cache.forget(sequence.block_tables[0][0])
             or cache.pool.release(sequence.block_tables[0].pop(0), keep=True)

@@ -34,6 +34,8 @@ class Sequence:
             back because the group's window has left it behind. Empty where the sequence holds nothing.
         first_blocks: index of the first block that each table still has.
         block_digests: chained digests of the full blocks of `token_ids`, as far as computed (pellucid.kvcache).
+        num_writable_tokens: up to which of its tokens the next ones can be computed with no more said to the KV cache:
+            their blocks are there, and nobody else reads them.
         num_registered_blocks: blocks of each table, from the first on, that the prefix cache was told of.
         table_stamp: changes whenever `block_tables` do; no two states of any sequences share one.
         max_length: number of tokens at which the sequence ends with "length".
@@ -55,6 +57,7 @@ class Sequence:
         "num_prompt_tokens",
         "num_registered_blocks",
         "num_scheduled_tokens",
+        "num_writable_tokens",
         "order",
         "status",
         "stop_reason",
@@ -74,6 +77,7 @@ class Sequence:
         self.block_tables: list[list[int]] = []
         self.first_blocks: list[int] = []
         self.block_digests: list[bytes] = []
+        self.num_writable_tokens = 0
         self.num_registered_blocks = 0
         self.table_stamp = 0
         self.max_length = max_length

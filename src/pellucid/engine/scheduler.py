@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 
+from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.config import SchedulerConfig
 from pellucid.core.errors import PellucidError, QueueFullError
 from pellucid.core.outputs import FinishReason
@@ -15,6 +16,10 @@ from pellucid.kvcache.cache_manager import CacheManager
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.order
+
+
+def _priority(sequence: Sequence) -> int:
+    return sequence.group.priority
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ class Scheduler:
     last one first, and then the last running sequence is preempted: its blocks go back (the full ones stay findable)
     and it waits to be computed again. A waiting sequence is admitted only when the blocks for all its tokens are there
     beside what those running still need, or when nothing runs; one of strictly better priority pushes out the last of
-    the running.
+    the running, where that helps.
     """
 
     def __init__(self, config: SchedulerConfig, cache: CacheManager) -> None:
@@ -97,23 +102,22 @@ class Scheduler:
             self._expire(now, plan)
             self._admit(now, plan)
         budget = self.config.max_num_batched_tokens
-        running = self.running
-        index = 0
-        while index < len(running):
-            sequence = running[index]
-            num_remaining = sequence.num_tokens - sequence.num_computed_tokens
-            num_new = min(num_remaining, budget - (len(running) - index - 1))
-            if not self._allocate(sequence, num_new):
+        running, sequences, samples = self.running, plan.sequences, plan.samples
+        for index, sequence in enumerate(running):  # whose end is cut off where blocks run out
+            num_new = num_remaining = len(sequence.token_ids) - sequence.num_computed_tokens
+            if num_new > 1:
+                num_new = min(num_new, budget - (len(running) - index - 1))
+            has_blocks = sequence.num_computed_tokens + num_new <= sequence.num_writable_tokens
+            if not has_blocks and not self._allocate(sequence, num_new):
                 break
             sequence.num_scheduled_tokens = num_new
             budget -= num_new
-            plan.sequences.append(sequence)
+            sequences.append(sequence)
             if num_new == num_remaining:
                 if sequence.group.is_forked:
-                    plan.samples.append(sequence)
+                    samples.append(sequence)
                 else:
-                    plan.samples.extend(sequence.group.sequences)
-            index += 1
+                    samples.extend(sequence.group.sequences)
         plan.num_tokens = self.config.max_num_batched_tokens - budget
         plan.copies = self.cache.take_copies()
         plan.preempted, self._preempted = self._preempted, []
@@ -126,17 +130,16 @@ class Scheduler:
             plan: what was scheduled.
             token_ids: the token chosen for each of `plan.samples`.
         """
-        commit = self.cache.commit
         for sequence in plan.sequences:
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
             sequence.num_scheduled_tokens = 0
-            commit(sequence)
-        for sequence in plan.samples:
-            if not sequence.group.is_forked:
-                self._fork(sequence.group)
+            if sequence.num_computed_tokens // BLOCK_SIZE > sequence.num_registered_blocks:
+                self.cache.commit(sequence)
         for sequence, token_id in zip(plan.samples, token_ids, strict=True):
-            sequence.token_ids.append(token_id)
             group = sequence.group
+            if not group.is_forked:
+                self._fork(group)
+            sequence.token_ids.append(token_id)
             if token_id in group.stop_token_ids and sequence.num_output_tokens > group.sampling_params.min_tokens:
                 is_eos = token_id in group.eos_token_ids
                 self.finish(sequence, "stop", stop_reason=None if is_eos else token_id)
@@ -300,13 +303,9 @@ class Scheduler:
             head = self.waiting[0]
             if not self._has_budget(head):
                 return
-            tables = self.cache.match(head)
-            while not self._has_room(head, tables):
-                if not self._has_place(head) or self._reclaim() is None:
-                    if not self.running or self.running[-1].group.priority <= head.group.priority:
-                        return
-                    self._preempt_last_running()
-                tables = self.cache.match(head)
+            tables = self._make_way(head)
+            if tables is None:
+                return
             self._leave(head)
             self.cache.adopt(head, tables)
             head.group.num_computed_elsewhere -= head.num_computed_tokens
@@ -323,20 +322,47 @@ class Scheduler:
             claimed += sequence.num_tokens - sequence.num_computed_tokens if sequence.order < head.order else 1
         return claimed < self.config.max_num_batched_tokens
 
-    def _has_place(self, sequence: Sequence) -> bool:
-        return self._num_slots + self._slots(sequence) <= self.config.max_num_seqs
+    def _make_way(self, head: Sequence) -> list[list[int]] | None:
+        """What the prefix cache holds of `head`, once there is a place and room for it; None if there is not.
 
-    def _has_room(self, head: Sequence, tables: list[list[int]]) -> bool:
-        """Whether a place, and blocks for all of `head` beside what the running still need, are there."""
-        if not self._has_place(head):
-            return False
-        if not self.running:
+        Those who are paused give way, and those who run with a worse priority, unless it would be in vain.
+        """
+        num_kept = bisect_right(self.running, head.group.priority, key=_priority)
+        if not self._has_place(head, num_kept):
+            return None
+        tables = self.cache.match(head)
+        if not self._has_room(head, tables, num_kept):
+            return None
+        while not (self._has_place(head) and self._has_room(head, tables)):
+            if not self._has_place(head) or self._reclaim() is None:
+                if len(self.running) == num_kept:  # what the others shared with them was counted as given back
+                    return None
+                self._preempt_last_running()
+            tables = self.cache.match(head)
+        return tables
+
+    def _has_place(self, sequence: Sequence, num_kept: int | None = None) -> bool:
+        """Whether there is a place in the batch, were the first `num_kept` of the running (None: all) the only ones."""
+        given_back = 0 if num_kept is None else sum(map(self._slots, self.running[num_kept:]))
+        return self._num_slots - given_back + self._slots(sequence) <= self.config.max_num_seqs
+
+    def _has_room(self, head: Sequence, tables: list[list[int]], num_kept: int | None = None) -> bool:
+        """Whether blocks for all of `head` are there beside what the running still need.
+
+        With `num_kept`, whether there can be, were only the first so many of the running and none of the paused left:
+        never too pessimistic, since a block that several hold counts as given back.
+        """
+        kept = self.running[:num_kept]
+        if not kept:
             return True
         cache, budget = self.cache, self.config.max_num_batched_tokens
         needed = cache.num_blocks_to_admit(head, tables, budget)
-        for sequence in self.running:
+        for sequence in kept:
             needed += cache.num_blocks_to_come(sequence, budget)
-        return needed <= cache.num_available
+        available = cache.num_available
+        if num_kept is not None:
+            available += sum(sequence.num_blocks for sequence in (*self.running[num_kept:], *self.paused))
+        return needed <= available
 
     def _allocate(self, sequence: Sequence, num_new_tokens: int) -> bool:
         """Blocks for the next tokens of a running sequence, at the cost of the last; False if it was the last."""

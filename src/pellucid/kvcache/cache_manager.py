@@ -91,7 +91,8 @@ class CacheManager:
         computed = sequence.num_computed_tokens
         first = computed // BLOCK_SIZE
         length = len(tables[0])
-        missing = -(-(computed + num_new_tokens) // BLOCK_SIZE) - length
+        end = -(-(computed + num_new_tokens) // BLOCK_SIZE)
+        missing = end - length
         pool, cache = self.pool, self._prefix_cache
         shared: list[list[int]] = []
         if first < length:
@@ -104,6 +105,7 @@ class CacheManager:
             for table in tables:  # left partly filled by a trim, and about to be written
                 if table[first] in cache and table not in shared:
                     cache.forget(table[first])
+        sequence.num_writable_tokens = end * BLOCK_SIZE
         if missing <= 0 and not shared:
             return True
         for table in shared:
@@ -122,24 +124,28 @@ class CacheManager:
 
     def num_blocks_to_admit(self, sequence: Sequence, tables: list[list[int]], max_new_tokens: int) -> int:
         """Blocks that `sequence`, begun with the `tables` that `match` found, takes at most of those available until
-        all its tokens are computed, up to `max_new_tokens` a step, and it has a block more in each group to grow into.
+        all its tokens are computed, up to `max_new_tokens` a step, and it has grown by a block in each group, or to its
+        end. Where it is yet to fork, its siblings are counted with it.
         """
-        num_tokens = sequence.num_tokens + BLOCK_SIZE
-        needed = 0
+        num_tokens = _num_tokens_wanted(sequence)
+        num_blocks = num_blocks_for(num_tokens)
+        needed = self._num_blocks_of_forks(sequence, num_blocks)
         for window, table in zip(self.windows, tables, strict=True):
             # Blocks that a window has left behind are never needed, those that others hold not until it has moved on.
             at_hand = sum(1 for block in table if block < 0 or self.pool.ref_count(block) > 0)
-            growth = num_blocks_for(num_tokens) - at_hand
-            needed += min(growth, max_blocks_held(window, num_tokens, max_new_tokens))
+            needed += min(num_blocks - at_hand, max_blocks_held(window, num_tokens, max_new_tokens))
         return needed
 
     def num_blocks_to_come(self, sequence: Sequence, max_new_tokens: int) -> int:
         """The same for a sequence that has begun: blocks beyond those it holds."""
-        num_tokens = sequence.num_tokens + BLOCK_SIZE
-        growth = num_blocks_for(num_tokens) - len(sequence.block_tables[0])
+        num_tokens = _num_tokens_wanted(sequence)
+        num_blocks = num_blocks_for(num_tokens)
+        needed = self._num_blocks_of_forks(sequence, num_blocks)
+        growth = num_blocks - len(sequence.block_tables[0])
+        if sequence.num_writable_tokens == 0 and sequence.num_computed_tokens % BLOCK_SIZE:
+            growth += 1  # what it shares since a fork, to be copied
         if growth <= 1 or not self._groups_of_window:
-            return growth * len(self.windows)
-        needed = 0
+            return needed + growth * len(self.windows)
         for window, table, first in zip(self.windows, sequence.block_tables, sequence.first_blocks, strict=True):
             if window is None:
                 needed += growth
@@ -147,6 +153,13 @@ class CacheManager:
                 own = sum(1 for block in table[first:] if self.pool.ref_count(block) == 1)
                 needed += min(growth, max(0, max_blocks_held(window, num_tokens, max_new_tokens) - own))
         return needed
+
+    def _num_blocks_of_forks(self, sequence: Sequence, num_blocks: int) -> int:
+        """Blocks that the siblings yet to fork take beside the full ones they share, up to `num_blocks` in a table."""
+        group = sequence.group
+        if group.is_forked:
+            return 0
+        return (len(group.sequences) - 1) * (num_blocks - sequence.num_tokens // BLOCK_SIZE) * len(self.windows)
 
     def commit(self, sequence: Sequence) -> None:
         """Register the full blocks that `sequence` has computed since the last commit.
@@ -179,6 +192,7 @@ class CacheManager:
         if child.num_blocks or child.num_computed_tokens:
             raise CacheIntegrityError(f"{child} already holds blocks")
         self._share(parent.block_tables)
+        parent.num_writable_tokens = 0
         child.block_tables = [list(table) for table in parent.block_tables]
         child.first_blocks = list(parent.first_blocks)
         child.block_digests = list(parent.block_digests)
@@ -212,6 +226,7 @@ class CacheManager:
         num_full = num_computed_tokens // BLOCK_SIZE
         self._release_from(sequence, num_blocks_for(num_computed_tokens))
         sequence.num_computed_tokens = num_computed_tokens
+        sequence.num_writable_tokens = 0
         sequence.num_registered_blocks = min(sequence.num_registered_blocks, num_full)
         del sequence.block_digests[num_full:]
         self._stamp(sequence)
@@ -220,6 +235,7 @@ class CacheManager:
         """Give back every block; nothing counts as computed. The end of a prefix is evicted before its beginning."""
         self._release_from(sequence, 0)
         sequence.num_computed_tokens = 0
+        sequence.num_writable_tokens = 0
         sequence.num_registered_blocks = 0
         self._stamp(sequence)
 
@@ -281,9 +297,13 @@ class CacheManager:
             return
         if not len(tables) == len(firsts) == len(self.windows) or len(set(map(len, tables))) > 1:
             raise CacheIntegrityError(f"{sequence} has tables that do not fit {len(self.windows)} KV groups")
-        if len(tables[0]) * BLOCK_SIZE < sequence.num_computed_tokens:
+        if len(tables[0]) * BLOCK_SIZE < max(sequence.num_computed_tokens, sequence.num_writable_tokens):
             raise CacheIntegrityError(f"{sequence} has computed more than its blocks hold")
+        num_writable = num_blocks_for(sequence.num_writable_tokens)
         for table, first, window in zip(tables, firsts, self.windows, strict=True):
+            for block in table[sequence.num_computed_tokens // BLOCK_SIZE : num_writable]:
+                if self.pool.ref_count(block) > 1 or (self._prefix_cache is not None and block in self._prefix_cache):
+                    raise CacheIntegrityError(f"{sequence} may write to block {block}, which others read")
             if not 0 <= first <= first_visible_block(sequence.num_computed_tokens, window):
                 raise CacheIntegrityError(f"{sequence} has given back blocks that its next token sees")
             if any((block < 0) != (index < first) for index, block in enumerate(table)):
@@ -347,3 +367,9 @@ class CacheManager:
     def _stamp(self, sequence: Sequence) -> None:
         self._last_stamp += 1
         sequence.table_stamp = self._last_stamp
+
+
+def _num_tokens_wanted(sequence: Sequence) -> int:
+    """Tokens that `sequence` is to have room for: those it has and a block more, but for the last it can have, which is
+    never computed."""
+    return min(sequence.num_tokens + BLOCK_SIZE, sequence.max_length - 1)
