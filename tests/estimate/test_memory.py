@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pellucid.backends.registry import load_backend
 from pellucid.core.config import BackendConfig
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
+from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.estimate import memory
 from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory, kv_bytes_per_block, kv_bytes_per_token
 from pellucid.weights.loader import open_model
@@ -73,6 +76,31 @@ def test_what_does_not_fit_is_refused() -> None:
         decide(kv_cache_memory=999)
     with pytest.raises(CapacityError, match="50% of the free memory"):
         decide(free_memory=1500)
+
+
+@given(
+    bytes_per_block=st.integers(1, 10**7),
+    windows=st.sampled_from([(None,), (None, 512, 512), (128,)]),
+    max_num_seqs=st.integers(1, 100),
+    kv_cache_memory=st.none() | st.integers(1, 10**11),
+    free_memory=st.integers(0, 10**11),
+    max_model_len=st.none() | st.integers(2, 2048),
+)
+def test_it_never_commits_more_than_there_is(**arguments: Any) -> None:
+    try:
+        capacity = decide(**arguments)
+    except CapacityError:
+        return
+    size = capacity.num_blocks * arguments["bytes_per_block"]
+    budget = arguments["kv_cache_memory"]
+    assert size <= (arguments["free_memory"] / 2 if budget is None else min(budget, arguments["free_memory"]))
+    assert capacity.num_blocks >= max_blocks_of_sequence(arguments["windows"], capacity.max_model_len, 512)
+
+
+def test_more_than_is_free_is_refused_only_where_it_is_needed() -> None:
+    assert decide(kv_cache_memory=10**12, free_memory=4 * 32 * 1000) == (4 * 32, 2048)
+    with pytest.raises(CapacityError, match=r"128 KV blocks take 128,000 bytes, but 127,999 are free"):
+        decide(kv_cache_memory=10**12, free_memory=127_999)
 
 
 def test_free_memory_obeys_the_control_group(monkeypatch: pytest.MonkeyPatch) -> None:

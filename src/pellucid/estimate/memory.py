@@ -76,7 +76,8 @@ def decide_kv_capacity(
 
     Raises:
         InvalidRequestError: `max_model_len` is beyond what the model was made for.
-        CapacityError: the budget does not hold one sequence of `max_model_len`, or not one block.
+        CapacityError: the budget does not hold one sequence of `max_model_len`, or not one block, or is more than
+            what is free.
     """
     if max_model_len is not None and max_model_len > model_max_len:
         raise InvalidRequestError(
@@ -106,7 +107,14 @@ def decide_kv_capacity(
             f"{budget:,}, enough for {affordable_len} tokens",
             param="max_model_len",
         )
-    return KVCapacity(min(affordable, max_num_seqs * needed), max_model_len)
+    num_blocks = min(affordable, max_num_seqs * needed)
+    if num_blocks * bytes_per_block > free_memory:  # only where the caller gives the budget
+        raise CapacityError(
+            f"{num_blocks} KV blocks take {num_blocks * bytes_per_block:,} bytes, but {free_memory:,} are free: "
+            "give a smaller kv_cache_memory, max_num_seqs or max_model_len",
+            param="kv_cache_memory",
+        )
+    return KVCapacity(num_blocks, max_model_len)
 
 
 def free_memory() -> int:
