@@ -31,11 +31,15 @@ class Progress(Protocol):
     def __call__(self, stage: Stage, done: int, total: int | None) -> None: ...
 
 
-def models_dir() -> Path:
-    """The folder of pulled models: $PELLUCID_CACHE/models, or models in the user's cache folder for pellucid."""
+def cache_dir() -> Path:
+    """$PELLUCID_CACHE, or the user's cache folder for pellucid."""
     override = os.environ.get("PELLUCID_CACHE")
-    root = Path(override).expanduser().absolute() if override else _user_cache_dir()
-    return root / "models"
+    return Path(override).expanduser().absolute() if override else _user_cache_dir()
+
+
+def models_dir() -> Path:
+    """The folder of pulled models, in the cache folder."""
+    return cache_dir() / "models"
 
 
 def _user_cache_dir() -> Path:
@@ -103,6 +107,20 @@ else:
                 return False
             raise
         return True
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that only its owner can read. It takes the place of `path` when the block is done, whole; where the
+    block fails, nothing has changed."""
+    partial = path.with_name(f".{os.urandom(8).hex()}.partial")
+    with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        try:
+            yield file
+            commit(file, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def commit(partial: BinaryIO, path: Path) -> None:

@@ -89,6 +89,7 @@ class GGUFFile:
 
     Attributes:
         path: where it lies.
+        status: of the file, as it was opened.
         version: 2 or 3.
         metadata: by key: int, float, bool or str; arrays of numbers as numpy arrays, arrays of strings as list[str].
         tensors: by name, in the order of the file; each a read-only view of the mapping.
@@ -108,7 +109,7 @@ class GGUFFile:
         self.metadata = metadata
         self.tensors = tensors
         self._mapping = mapping
-        self._status = status
+        self.status = status
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
@@ -151,9 +152,9 @@ class GGUFFile:
         try:
             now = self.path.stat()
         except OSError:  # moved away
-            now = self._status
-        if os.path.samestat(now, self._status):
-            changed |= now.st_mtime_ns != self._status.st_mtime_ns
+            now = self.status
+        if os.path.samestat(now, self.status):
+            changed |= now.st_mtime_ns != self.status.st_mtime_ns
         if changed:
             raise ModelFileError(f"{self.path} was changed while it was being read: try again", param="path")
 

@@ -26,12 +26,14 @@ class ModelFile:
 
     Attributes:
         path: where it lies.
+        status: of the file, as it was opened.
         spec: what it computes.
         metadata: the file's key-value pairs, for the tokenizer and for inspection.
     """
 
     def __init__(self, source: GGUFFile, spec: ModelSpec, tensor_sources: Mapping[str, TensorSource]) -> None:
         self.path: Path = source.path
+        self.status: os.stat_result = source.status
         self.spec = spec
         self.metadata: Mapping[str, object] = source.metadata
         self._source = source
