@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from pellucid.backends.base import Backend
 from pellucid.backends.registry import load_backend
-from pellucid.core.config import BackendConfig
+from pellucid.core.config import BackendConfig, KVCacheDtype
 from pellucid.core.errors import BackendError
+from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.tiny_models import group_blocks, make_batch, num_kv_groups, write_tiny_model
@@ -36,7 +38,7 @@ def load(model_path: Path, name: str, dtype: str) -> Backend:
     return backend
 
 
-KINDS = [("fake", ""), *((name, dtype) for name in ("reference", "cpu") for dtype in ("f32", "f16", "bf16"))]
+KINDS = [("fake", ""), *((name, dtype) for name in ("reference", "cpu") for dtype in get_args(KVCacheDtype))]
 
 
 @pytest.mark.parametrize(("name", "dtype"), KINDS)
@@ -86,12 +88,16 @@ def test_layouts_differ_where_bytes_do(model_path: Path) -> None:
     assert load(model_path, "cpu", "f16").kv_layout == layouts[KINDS.index(("cpu", "f16"))]
 
 
-def test_kernels_that_differ_in_bits_differ_in_layout(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("format", [BlockFormat.F32, BlockFormat.Q4_1, BlockFormat.Q8_0])
+def test_kernels_that_differ_in_bits_differ_in_layout(
+    format: BlockFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     native = pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
-    layouts: dict[str, set[str]] = {}
+    model_path = write_tiny_model(tmp_path / "tiny.gguf", vocab_size=VOCAB_SIZE, formats=format)
+    layouts: dict[str, set[bytes]] = {}
     for isa in native.instruction_sets():
         monkeypatch.setenv("PELLUCID_ISA", isa)
         backend = load(model_path, "cpu", "f32")
         backend.forward(make_batch([(TOKENS[:64], 0, [0])], groups=num_kv_groups(backend)))
-        layouts.setdefault(backend.kv_layout, set()).add(backend.read_blocks(np.array([0], np.int32)).tobytes().hex())
+        layouts.setdefault(backend.kv_layout, set()).add(backend.read_blocks(np.array([0], np.int32)).tobytes())
     assert all(len(bits) == 1 for bits in layouts.values())

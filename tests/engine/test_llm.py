@@ -4,6 +4,7 @@ import gc
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from pellucid import (
     EngineError,
     InvalidRequestError,
     ModelFileError,
+    PrefixFileError,
     SamplingParams,
 )
 from pellucid.engine import loading
 from pellucid.engine.scheduler import Scheduler
+from pellucid.kvcache.saved_prefix import PrefixFile
 from tests.support.engines import answer_alone, load_fake_backend
 from tests.support.fake_backend import FakeBackend
 from tests.support.fake_tokenizer import FakeTokenizer
@@ -253,6 +256,91 @@ def test_reset_prefix_cache(llm: LLM) -> None:
     assert llm.generate(prompt, GREEDY)[0].metrics.cached_tokens == 0
 
 
+def test_a_saved_prefix_is_a_hit_in_another_process(
+    llm: LLM, backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "cache"))
+    messages = [{"role": "user", "content": "hello " * 40}, {"role": "assistant", "content": "bye"}]
+    cases: list[tuple[Any, list[int]]] = [
+        ("some text " * 30, FakeTokenizer().encode("some text " * 30)),
+        ([7] * 200, [7] * 200),
+        (np.array([8] * 70), [8] * 70),
+        (messages, FakeTokenizer().apply_chat_template(messages, add_generation_prompt=False)),
+    ]
+    for prefix, token_ids in cases:
+        path = tmp_path / "prefix"
+        num_saved = len(token_ids) // 64 * 64
+        assert llm.save_prefix(prefix, path) == num_saved > 0
+        prompt = [*token_ids, 9]
+        (wanted,) = llm.generate(prompt, GREEDY)
+        llm.reset_prefix_cache()
+        backend.allocate_kv_cache(llm.num_kv_blocks)
+        assert llm.load_prefix(str(path)) == num_saved
+        (found,) = llm.generate(prompt, GREEDY)
+        assert found.metrics.cached_tokens == num_saved
+        assert found.outputs == wanted.outputs
+    with PrefixFile.open(path) as file:
+        assert file.prefix.messages == messages
+    assert llm.save_prefix(messages, path, include_kv=False) == 0
+    assert llm.load_prefix(path) == 0
+
+
+def test_what_cannot_be_a_prefix_is_refused(llm: LLM, backend: FakeBackend, tmp_path: Path) -> None:
+    path = tmp_path / "prefix"
+    for prefix in ("", [], [99], 5, [1.5], [{"role": "user"}]):
+        with pytest.raises(InvalidRequestError):
+            llm.save_prefix(prefix, path)  # type: ignore[arg-type]
+    with pytest.raises(ContextLengthError):
+        llm.save_prefix([1] * 2048, path)
+    assert not path.exists()
+    with pytest.raises(PrefixFileError, match="cannot read"):
+        llm.load_prefix(path)
+    assert backend.num_forwards == 0
+
+
+def test_an_interrupt_while_a_prefix_is_computed_leaves_no_file_and_the_books_whole(
+    llm: LLM, backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "cache"))
+    forward = backend.forward
+
+    def interrupted(batch: Any) -> Any:
+        if backend.num_forwards == 3:
+            signal.raise_signal(signal.SIGINT)
+        return forward(batch)
+
+    backend.forward = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        llm.save_prefix([5] * 640, tmp_path / "prefix")
+    assert backend.num_forwards == 4
+    assert not (tmp_path / "prefix").exists()
+    backend.forward = forward  # type: ignore[method-assign]
+    assert llm.save_prefix([5] * 640, tmp_path / "prefix") == 640
+    assert backend.num_forwards == 10  # a block each: what was computed was kept
+
+
+def test_prefixes_are_saved_and_loaded_while_others_generate(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "cache"))
+    prompts = [[1 + number] * 150 for number in range(6)]
+    expected = [answer_alone(prompt, GREEDY, seed=0).outputs for prompt in prompts]
+    got: list[Any] = [None] * len(prompts)
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            got[number] = llm.generate(prompts[number], GREEDY)[0].outputs
+            llm.save_prefix(prompts[number], tmp_path / str(number))
+            llm.load_prefix(tmp_path / str(number))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == expected
+
+
 def test_close(llm: LLM, backend: FakeBackend) -> None:
     stream = llm.stream("hello", GREEDY)
     next(stream)
@@ -263,6 +351,7 @@ def test_close(llm: LLM, backend: FakeBackend) -> None:
         lambda: llm.generate("x"),
         lambda: llm.stream("x"),
         lambda: llm.logits([1]),
+        lambda: llm.save_prefix([1], Path("prefix")),
         lambda: llm.chat([{"role": "user", "content": "x"}]),
     ):
         with pytest.raises(BackendError, match="closed"):

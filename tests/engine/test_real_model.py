@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +17,12 @@ MODEL = "smollm2-135m-instruct"
 pytestmark = pytest.mark.slow
 
 
-def load(**options: Any) -> LLM:
+def load(model: str = MODEL, **options: Any) -> LLM:
     try:
-        resolve(MODEL, download=False)
+        resolve(model, download=False)
     except ModelNotFoundError:
-        pytest.skip(f"{MODEL} is not in the cache: pellucid pull {MODEL}")
-    return LLM(MODEL, seed=1, **options)
+        pytest.skip(f"{model} is not in the cache: pellucid pull {model}")
+    return LLM(model, seed=1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,19 @@ def test_schedules_never_change_a_bit(llm: LLM) -> None:
     with load(threads=1) as other:
         got = run(other.backend, other.tokenizer, requests, **options, **SCHEDULES["batched"])
         assert got == wanted
+
+
+@pytest.mark.parametrize("model", [MODEL, "gemma-3-270m"])
+def test_a_saved_prefix_brings_the_same_bits_back(model: str, tmp_path: Path) -> None:
+    """Of Gemma, with more tokens than its sliding window shows."""
+    params = SamplingParams(temperature=0, max_tokens=8, logprobs=5, ignore_eos=True)
+    path = tmp_path / "prefix"
+    with load(model, max_model_len=1024, max_num_seqs=2) as llm:
+        prompt = [1000 + 7 * number % 20_000 for number in range(720)]
+        (computed,) = llm.generate(prompt, params)
+        assert llm.save_prefix(prompt[:700], path) == 640
+    with load(model, max_model_len=1024, max_num_seqs=2) as llm:
+        assert llm.load_prefix(path) == 640
+        (found,) = llm.generate(prompt, params)
+    assert (computed.metrics.cached_tokens, found.metrics.cached_tokens) == (0, 640)
+    assert found.outputs == computed.outputs

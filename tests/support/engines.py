@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -104,10 +106,11 @@ def answer_alone(
 
 
 def load_fake_backend(monkeypatch: pytest.MonkeyPatch, kind: type[B] = FakeBackend) -> B:  # type: ignore[assignment]
-    """The backend and the context of 2048 tokens that every LLM made from here on has, whatever model it asks for."""
+    """The backend and the context of 2048 tokens that every LLM made from here on has, whatever model it asks for. Its
+    model file is this one."""
     backend = kind(max_position_embeddings=2048)
-    model_file = SimpleNamespace(spec=backend.spec, metadata={})
-    monkeypatch.setattr(loading, "resolve", lambda model, progress: model)
+    model_file = SimpleNamespace(spec=backend.spec, metadata={}, status=os.stat(__file__))
+    monkeypatch.setattr(loading, "resolve", lambda model, progress: Path(__file__))
     monkeypatch.setattr(loading, "open_model", lambda path: nullcontext(model_file))
     monkeypatch.setattr(loading, "load_backend", lambda model_file, config, kv_cache_dtype: backend)
     monkeypatch.setattr(loading.Tokenizer, "from_gguf", lambda metadata: FakeTokenizer())

@@ -21,8 +21,8 @@ class Backend(Protocol):
     name: str
     spec: ModelSpec
     kv_layout: str
-    """What the bytes of a KV block mean: backend, version of its layout and arithmetic, dtype, block size. Of the same
-    model, bytes read under one layout may be written under an equal one, and only there."""
+    """What the bytes of a KV block mean: backend, version of its layout and arithmetic, dtype, block size, KV groups.
+    Of the same model, bytes read under one layout may be written under an equal one, and only there."""
 
     def kv_bytes_per_block(self) -> int:
         """Bytes that one KV block takes: 64 tokens in the layers of one KV group (pellucid.models.kv_groups)."""

@@ -86,6 +86,13 @@ class StorageError(PellucidError):
     code = "storage_failed"
 
 
+class PrefixFileError(PellucidError):
+    """A saved prefix is malformed, or does not fit the model that is loaded. `param` names the field."""
+
+    status = 422
+    code = "prefix_file_invalid"
+
+
 class BackendError(PellucidError):
     """A backend is not available on this machine, or failed in a step."""
 

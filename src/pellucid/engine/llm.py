@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from collections.abc import Sequence as ListLike
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -38,6 +40,7 @@ from pellucid.engine.progress import GenerateProgress
 from pellucid.engine.step_guard import guard_steps
 
 if TYPE_CHECKING:
+    from pellucid.engine.prefix_store import PrefixStore
     from pellucid.weights.cache import Progress
 
 Inbox: TypeAlias = deque[TokenOutput | RequestOutput]
@@ -114,12 +117,19 @@ class LLM:
         self.num_kv_blocks = loaded.capacity.num_blocks
         self._backend = loaded.backend
         self._engine = loaded.engine
+        self._model_file = Path(loaded.model_path).absolute(), loaded.model_status
         self._lock = threading.RLock()
         guard_steps(self._lock)
         self._inboxes: dict[str, tuple[Inbox, bool]] = {}  # where replies go, and whether they are streamed
         self._dropped: deque[str] = deque()  # streams that nobody holds any more
         self._num_requests = 0
         self._closed = False
+
+    @cached_property
+    def _prefix_store(self) -> PrefixStore:
+        from pellucid.engine.prefix_store import PrefixStore  # loads OpenSSL: see kvcache/prefix_cache.py
+
+        return PrefixStore(self._engine, self._backend, *self._model_file)
 
     @property
     def backend(self) -> Backend:
@@ -250,6 +260,63 @@ class LLM:
         """
         with self._exclusive():
             return self._engine.logits(token_ids)  # type: ignore[arg-type]
+
+    def save_prefix(
+        self, prefix: PromptLike | ListLike[Message], path: str | os.PathLike[str], *, include_kv: bool = True
+    ) -> int:
+        """Save what prompts begin with, so that a later process need not compute it: after `load_prefix`, a prompt that
+        begins so is answered as after any other prefix hit, with the same bits.
+
+        Keys and values that are not cached yet are computed, in the gaps between the steps of other requests.
+
+        Args:
+            prefix: text, token ids, or messages with `role` and `content`, which the file then holds too.
+            path: the file, which only its owner can read. One that is there is replaced, whole or not at all.
+            include_kv: False leaves keys and values out: the file is small, and they are computed again.
+
+        Returns:
+            Tokens whose keys and values the file holds: as many as fill blocks of 64.
+
+        Raises:
+            InvalidRequestError, ContextLengthError: as `generate`; or prefix caching is off.
+            StorageError: the file cannot be written.
+            ModelFileError: the model file was changed since it was loaded.
+            CapacityError, BackendError: computing the keys and values failed.
+        """
+        messages: list[Message] | None = None
+        if is_conversation(prefix):
+            messages = list(prefix)
+            token_ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=False)
+        else:
+            token_ids = self._engine.prepare(prefix).token_ids
+        store = self._prefix_store
+        saving = store.begin(token_ids, messages=messages, include_kv=include_kv)
+        store.model_sha256()  # which may take a while: not while the engine waits
+        while True:
+            with self._exclusive():
+                if store.advance(saving):
+                    return store.write(saving, Path(path))
+
+    def load_prefix(self, path: str | os.PathLike[str]) -> int:
+        """Put the keys and values of a saved prefix into the prefix cache, where they stay until their room is needed.
+
+        Args:
+            path: a file that `save_prefix` wrote, with the same model file, backend and `kv_cache_dtype`. Whoever can
+                change it can change the answers to prompts that begin so.
+
+        Returns:
+            Tokens whose keys and values the file holds.
+
+        Raises:
+            PrefixFileError: it is not a saved prefix, is damaged, or does not fit this model; nothing was loaded.
+            ContextLengthError: the prefix leaves no room for a token in the context.
+            CapacityError: too many KV blocks are in use.
+            InvalidRequestError: prefix caching is off.
+            ModelFileError: the model file was changed since it was loaded.
+        """
+        self._prefix_store.model_sha256()
+        with self._exclusive():
+            return self._prefix_store.load(Path(path))
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, so that the next prompt is computed in full."""

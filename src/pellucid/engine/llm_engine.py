@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -366,29 +366,54 @@ class LLMEngine:
             raise CapacityError(
                 f"logits {shape} in float32 take {4 * shape[0] * shape[1]:,} bytes, more than there are"
             ) from None
+        sequence = self.sequence_alone(token_ids)
+        try:
+            for piece in self.compute_alone(sequence, num_tokens, with_logits=True):
+                end = sequence.num_computed_tokens
+                logits[end - len(piece) : end] = piece
+        finally:
+            self.scheduler.cache.free(sequence)
+        return logits
+
+    def sequence_alone(self, token_ids: list[int], *, cache_salt: bytes = b"") -> Sequence:
+        """A sequence that is in no queue, for `compute_alone`. The caller frees its blocks before the next step."""
         group = SequenceGroup(
-            "logits",
+            "alone",
             token_ids,
             SamplingParams(),
             max_model_len=self.max_model_len,
             seed=0,
             arrival_number=self._num_added,
             arrival_time=self._clock(),
+            cache_salt=cache_salt,
         )
-        sequence = group.sequences[0]
-        chunk = min(LOGITS_CHUNK, self._config.max_num_batched_tokens)
-        try:
-            while sequence.num_computed_tokens < num_tokens:
-                begin = sequence.num_computed_tokens
-                end = min(num_tokens, begin + chunk)
-                while not self.scheduler.cache.allocate(sequence, end - begin):
-                    if self.scheduler.preempt_last() is None:
-                        raise CapacityError(f"no KV blocks for {num_tokens} tokens", param="token_ids")
-                logits[begin:end] = self._backend.forward(_chunk(sequence, begin, end)).logits
-                sequence.num_computed_tokens = end
-        finally:
-            self.scheduler.cache.free(sequence)
-        return logits
+        return group.sequences[0]
+
+    def compute_alone(
+        self, sequence: Sequence, end: int, *, with_logits: bool = False
+    ) -> Iterator[NDArray[np.float32]]:
+        """Compute a sequence that is in no queue up to its first `end` tokens, between two steps, piece by piece;
+        running sequences give way where their blocks are needed.
+
+        Yields:
+            Logits of each piece's tokens, float32 [n, vocab_size], valid until the next; n is 0 unless `with_logits`.
+
+        Raises:
+            CapacityError: there are not enough KV blocks.
+            BackendError: the backend failed, or gave logits that are not finite.
+        """
+        longest = self._config.max_num_batched_tokens
+        if with_logits:
+            longest = min(longest, LOGITS_CHUNK)
+        while (begin := sequence.num_computed_tokens) < end:
+            piece_end = min(end, begin + longest)
+            while not self.scheduler.cache.allocate(sequence, piece_end - begin):
+                if self.scheduler.preempt_last() is None:
+                    raise CapacityError(f"no KV blocks for {end} tokens", param="token_ids")
+            batch = _piece(sequence, begin, piece_end, with_logits)
+            logits = self._backend.forward(batch).logits
+            sequence.num_computed_tokens = piece_end
+            yield logits
 
     def _compute(self, plan: Plan, output: StepOutput) -> None:
         if not plan.sequences:
@@ -532,12 +557,12 @@ def _checked_token_ids(token_ids: object, vocab_size: int) -> list[int]:
     return checked
 
 
-def _chunk(sequence: Sequence, begin: int, end: int) -> ForwardBatch:
+def _piece(sequence: Sequence, begin: int, end: int, with_logits: bool) -> ForwardBatch:
     return ForwardBatch(
         input_ids=np.array(sequence.token_ids[begin:end], np.int32),
         positions=np.arange(begin, end, dtype=np.int32),
         cu_seqlens=np.array([0, end - begin], np.int32),
         kv_lens=np.array([end], np.int32),
         block_tables=np.array(sequence.block_tables, np.int32)[:, None],
-        logits_rows=np.arange(end - begin, dtype=np.int32),
+        logits_rows=np.arange(end - begin if with_logits else 0, dtype=np.int32),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class LoadedEngine:
 
     Attributes:
         model_path: the model file.
+        model_status: of that file, as it was read.
         spec: what the model computes.
         tokenizer: text to token ids and back.
         backend: runs the model; whoever asked for it closes it.
@@ -40,6 +42,7 @@ class LoadedEngine:
     """
 
     model_path: Path
+    model_status: os.stat_result
     spec: ModelSpec
     tokenizer: Tokenizer
     backend: Backend
@@ -100,7 +103,7 @@ def load_engine(
         except BaseException:
             backend.close()
             raise
-    return LoadedEngine(model_path, spec, tokenizer, backend, capacity, engine)
+    return LoadedEngine(model_path, model_file.status, spec, tokenizer, backend, capacity, engine)
 
 
 class _TokenizerThread(threading.Thread):

@@ -57,6 +57,10 @@ class CacheManager:
         return self.pool.num_blocks
 
     @property
+    def has_prefix_cache(self) -> bool:
+        return self._prefix_cache is not None
+
+    @property
     def num_available(self) -> int:
         return self.pool.num_available
 
@@ -82,6 +86,37 @@ class CacheManager:
         sequence.num_computed_tokens = length * BLOCK_SIZE
         sequence.num_registered_blocks = length
         self._stamp(sequence)
+
+    def reserve(self, sequence: Sequence, num_blocks: int) -> list[int] | None:
+        """Give `sequence`, which holds nothing, the blocks that a token after its first `num_blocks` full ones sees,
+        for content that is not computed but comes from elsewhere; None, and no block taken, if there is no room.
+
+        What the prefix cache has is shared. The rest is for the caller to fill, to count as computed, and to `commit`.
+
+        Returns:
+            Of each KV group in turn, by position: the block to fill, or -1 where the content is there.
+        """
+        firsts = [first_visible_block(num_blocks * BLOCK_SIZE, window) for window in self.windows]
+        tables = [[-1] * num_blocks for _ in firsts]
+        found: list[int] = []
+        if self._prefix_cache is not None:
+            for index, key in enumerate(self._keys(sequence, 0, num_blocks)):
+                for group, first in enumerate(firsts):
+                    if index >= first and (block := self._prefix_cache.find(group, key)) is not None:
+                        tables[group][index] = block
+                        found.append(block)
+        missing = sum(num_blocks - first for first in firsts) - len(found)
+        if missing + sum(map(self.pool.is_cached, found)) > self.pool.num_available:
+            return None
+        self._share(tables)
+        places: list[int] = []
+        for table, first in zip(tables, firsts, strict=True):
+            for index in range(first, num_blocks):
+                places.append(-1 if table[index] >= 0 else self._take())
+                table[index] = max(table[index], places[-1])
+        sequence.block_tables, sequence.first_blocks = tables, firsts
+        self._stamp(sequence)
+        return places
 
     def allocate(self, sequence: Sequence, num_new_tokens: int) -> bool:
         """Make room for the next `num_new_tokens` tokens of `sequence`; False, and no block taken, if there is none."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
+from pellucid.core.batch import BLOCK_SIZE
 from pellucid.models.spec import AttentionSpec, ModelSpec
 
 PREFERRED_MAX_KV_GROUPS = 16
@@ -67,6 +68,12 @@ def kv_groups(spec: ModelSpec) -> tuple[KVGroup, ...]:
         for window in sorted(kinds, key=lambda window: (window is not None, -(window or 0)))
         for layers in _split(kinds[window], sizes, block_size)
     )
+
+
+def kv_layout_name(backend: str, version: int, dtype: str, spec: ModelSpec) -> str:
+    """`Backend.kv_layout` of a backend that stores keys and values as `dtype` in its layout number `version`."""
+    groups = ", ".join(f"{len(group.layers)}/{group.sliding_window or 'all'}" for group in kv_groups(spec))
+    return f"{backend} {version}, {dtype}, blocks of {BLOCK_SIZE} tokens in groups (layers/window) {groups}"
 
 
 def kv_windows(spec: ModelSpec) -> tuple[int | None, ...]:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.cpu import _native
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError, UnsupportedModelError
 from pellucid.core.processors import usable_processors
-from pellucid.models.kv_groups import kv_groups
+from pellucid.models.kv_groups import kv_groups, kv_layout_name
 from pellucid.models.spec import ModelSpec, tensor_shapes
 from pellucid.quant.formats import dequantize
 from pellucid.weights.loader import ModelFile, not_finite
@@ -108,8 +108,8 @@ class CpuBackend:
         self.isa: str = self._model.isa
         self.threads: int = self._model.num_threads
         self.weight_bytes: int = self._model.weight_bytes
-        kernels = ", portable kernels" if self.isa == "portable" else ""  # the others agree to the bit
-        self.kv_layout = f"cpu {_KV_LAYOUT_VERSION}, {kv_cache_dtype}, {BLOCK_SIZE}-token blocks{kernels}"
+        kernels = " portable" if self.isa == "portable" else ""  # the others agree to the bit
+        self.kv_layout = kv_layout_name(f"cpu{kernels}", _KV_LAYOUT_VERSION, kv_cache_dtype, spec)
         self._f16_kv_cache = kv_cache_dtype == "f16"
         self._logits = np.empty((0, spec.vocab_size), dtype=np.float32)
 

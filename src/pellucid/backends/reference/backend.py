@@ -15,7 +15,7 @@ from pellucid.backends.reference.ops import activate, linear, rms_norm, rope_ang
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError
 from pellucid.decoding import sampler
-from pellucid.models.kv_groups import kv_groups
+from pellucid.models.kv_groups import kv_groups, kv_layout_name
 from pellucid.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from pellucid.quant.formats import dequantize
 from pellucid.weights.loader import ModelFile, require_finite
@@ -67,7 +67,7 @@ class ReferenceBackend:
     ) -> None:
         self.spec = spec
         self._kv_cache = KVCache(spec, kv_cache_dtype)
-        self.kv_layout = f"reference {_KV_LAYOUT_VERSION}, {kv_cache_dtype}, {BLOCK_SIZE}-token blocks"
+        self.kv_layout = kv_layout_name("reference", _KV_LAYOUT_VERSION, kv_cache_dtype, spec)
         self._group_of_layer = {layer: group for group, own in enumerate(kv_groups(spec)) for layer in own.layers}
         self._weights = {name: _decode(name, tensor) for name, tensor in weights}
         num_threads = threads or os.cpu_count() or 1
