@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pellucid.cli.parser import add_engine_options, add_model_option, add_sampling_options
+from pellucid.cli.saved_conversation import SavedConversation
 from pellucid.core.errors import ContextLengthError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ DESCRIPTION = """
 Talk with a model. It sees the whole conversation at every turn; what it has read stays in the KV cache, so a turn costs
 only what is new. Ctrl-C stops an answer and keeps what was said; Ctrl-D or /exit leaves. A line that ends with \\ goes
 on with the next one.
+
+--session FILE keeps the conversation in FILE, and goes on with it where FILE is there already: what the model had read
+comes back from the file instead of being computed again. FILE holds what was said; only you can read it, and /clear
+deletes it.
 
 In the conversation:
   /clear    forget what was said and start again
@@ -31,6 +36,7 @@ EXAMPLES = """
 pellucid chat
 pellucid chat --system "You answer in one sentence." --temperature 0.7
 pellucid chat --model model.gguf --timing
+pellucid chat --session travel.chat
 """
 
 COMMANDS = """/clear  forget what was said and start again
@@ -41,6 +47,7 @@ Ctrl-C stops an answer. A line that ends with \\ goes on with the next one."""
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model_option(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    parser.add_argument("--session", metavar="FILE", help="keep the conversation in FILE, and go on with it")
     parser.add_argument("--timing", action="store_true", help="print a timing line after each answer")
     add_sampling_options(parser)
     add_engine_options(parser)
@@ -50,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from pellucid.cli import session
 
     params = session.sampling_params(args)
+    saved = None if args.session is None else SavedConversation(args.session)
     with session.load_llm(args) as llm:
         if not llm.tokenizer.has_chat_template:
             raise InvalidRequestError(
@@ -57,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
                 "or a model trained to follow instructions",
                 param="model",
             )
-        Conversation(llm, params, args).run()
+        Conversation(llm, params, args, saved).run()
     return 0
 
 
@@ -67,16 +75,27 @@ class Conversation:
     The history only ever holds whole turns: a turn that could not be answered is taken back.
     """
 
-    def __init__(self, llm: LLM, params: SamplingParams, args: argparse.Namespace) -> None:
+    def __init__(
+        self, llm: LLM, params: SamplingParams, args: argparse.Namespace, saved: SavedConversation | None = None
+    ) -> None:
         self.llm = llm
         self.params = params
         self.args = args
         self.interactive = sys.stdin.isatty()
         self.opening: Messages = [] if args.system is None else [{"role": "system", "content": args.system}]
         self.messages: Messages = list(self.opening)
+        self.saved = saved
 
     def run(self) -> None:
         """Read turns until the input ends or the user leaves."""
+        if self.saved is not None and self.saved.exists():
+            self.messages = self.saved.restore(self.llm, self.opening)
+            self.opening = [message for message in self.messages[:1] if message["role"] == "system"]
+        self.read_turns()
+        if self.saved is not None:
+            self.saved.leave(self.llm, self.messages)
+
+    def read_turns(self) -> None:
         if self.interactive:
             enable_line_editing()
             print("Ctrl-C stops an answer, Ctrl-D leaves, /help shows the commands.", file=sys.stderr)
@@ -115,6 +134,8 @@ class Conversation:
             return False
         if text == "/clear":
             self.messages = list(self.opening)
+            if self.saved is not None:
+                self.saved.forget()
             print("(the conversation starts again)", file=sys.stderr)
         elif text == "/help":
             print(COMMANDS, file=sys.stderr)
@@ -148,6 +169,8 @@ class Conversation:
                 print(timing.measure(self.llm, answer.metrics).line(), file=sys.stderr)
         if said:
             self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+            if self.saved is not None:
+                self.saved.keep(self.llm, self.messages)
 
 
 def enable_line_editing() -> None:
