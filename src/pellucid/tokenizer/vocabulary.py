@@ -122,7 +122,7 @@ class Vocabulary:
         return found
 
     def _spell(self, token_id: int) -> bytes:
-        token, kind = self.tokens[token_id], self.types[token_id]
+        token, kind = self.tokens[token_id], int(self.types[token_id])
         if kind == _BYTE:
             return bytes([parse_byte_token(token)])
         if kind == _NORMAL and self.alphabet == "byte_level":
