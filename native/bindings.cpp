@@ -23,6 +23,7 @@ void bind_kernels(nb::module_& module);
 void bind_matmul(nb::module_& module);
 void bind_peaks(nb::module_& module);
 void bind_sampling(nb::module_& module);
+StepCapture parse_capture(nb::handle object, const Model& model, const Batch& batch);
 
 namespace {
 
@@ -169,7 +170,7 @@ class NativeModel {
 
     bool forward(const Vector<int32_t>& input_ids, const Vector<int32_t>& positions, const Vector<int32_t>& cu_seqlens,
                  const Vector<int32_t>& kv_lens, const BlockTables& block_tables, const Vector<int32_t>& logits_rows,
-                 MutableMatrix<float>& logits) {
+                 MutableMatrix<float>& logits, nb::handle capture) {
         Batch batch;
         batch.num_tokens = static_cast<int>(input_ids.shape(0));
         batch.num_seqs = static_cast<int>(kv_lens.shape(0));
@@ -192,6 +193,11 @@ class NativeModel {
                     static_cast<int>(logits.shape(1)) == model_.vocab_size,
                 "logits has the wrong shape");
         check(batch, static_cast<int>(block_tables.shape(2)));
+        StepCapture wanted;
+        if (!capture.is_none()) {
+            wanted = parse_capture(capture, model_, batch);
+            batch.capture = &wanted;
+        }
         float* out = logits.data();
         nb::gil_scoped_release release;
         return executor_->forward(batch, out);
@@ -367,7 +373,9 @@ NB_MODULE(_native, module) {
         .def("copy_blocks", &NativeModel::copy_blocks)
         .def("read_blocks", &NativeModel::read_blocks, nb::arg("blocks"), nb::arg("data").noconvert())
         .def("write_blocks", &NativeModel::write_blocks, nb::arg("blocks"), nb::arg("data").noconvert())
-        .def("forward", &NativeModel::forward)
+        .def("forward", &NativeModel::forward, nb::arg("input_ids"), nb::arg("positions"), nb::arg("cu_seqlens"),
+             nb::arg("kv_lens"), nb::arg("block_tables"), nb::arg("logits_rows"), nb::arg("logits"),
+             nb::arg("capture").none())
         .def_prop_ro("block_bytes", &NativeModel::block_bytes)
         .def_prop_ro("weight_bytes", &NativeModel::weight_bytes)
         .def_prop_ro("num_threads", &NativeModel::num_threads)

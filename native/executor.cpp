@@ -64,7 +64,9 @@ Executor::Executor(Model& model, KvCache& kv_cache, ThreadPool& pool, const Inst
       scratch_(pool.num_threads()) {}
 
 bool Executor::forward(const Batch& batch, float* logits) {
+    if (batch.capture != nullptr) clock_.start(batch.capture->seconds);
     prepare(batch);
+    if (batch.capture != nullptr) clock_.done(0);
     finite_ = true;
     auto work = [this, logits](int thread) { step(thread, logits); };
     pool_.run(work);
@@ -102,6 +104,7 @@ void Executor::prepare(const Batch& batch) {
         down.add(layer.down_proj);
     }
     head.add(model_.output_matrix());
+    if (batch.capture != nullptr && captures_activations()) down.f32 = true;
     split_ = decoding_ && batch.num_seqs * max_heads < 4 * pool_.num_threads();
     for (const Layer& layer : model_.layers) {
         const auto same = [&layer](const AttentionPlan& plan) {
@@ -146,6 +149,7 @@ void Executor::prepare(const Batch& batch) {
         scratch.running.reserve(query_rows * max_head_dim);
         scratch.stats.reserve(4 * query_rows);
         scratch.kernel.reserve(attention_scratch_floats(static_cast<int>(query_rows), max_head_dim));
+        if (batch.capture != nullptr) scratch.weights.reserve(last_position + 1);
         scratch.begin.resize(query_rows);
         scratch.end.resize(query_rows);
     }
@@ -193,11 +197,25 @@ void Executor::for_rows(int thread, int count, Fn fn) {
 }
 
 void Executor::step(int thread, float* logits) {
-    for (size_t layer = 0; layer < model_.layers.size(); ++layer) run_layer(thread, static_cast<int>(layer));
+    if (batch_.capture == nullptr) {
+        run_layers<false>(thread);
+    } else {
+        run_layers<true>(thread);
+        observe_last_residual(thread);
+    }
     compute_logits(thread, logits);
 }
 
+template <bool kObserved>
+void Executor::run_layers(int thread) {
+    for (size_t layer = 0; layer < model_.layers.size(); ++layer) run_layer<kObserved>(thread, static_cast<int>(layer));
+}
+
+template <bool kObserved>
 void Executor::run_layer(int thread, int index) {
+    const auto done = [=, this](LayerOperation operation) {
+        if constexpr (kObserved) observe(thread, index, operation);
+    };
     const Layer& layer = model_.layers[index];
     const int tokens = batch_.num_tokens;
     const int hidden_size = model_.hidden_size;
@@ -210,17 +228,24 @@ void Executor::run_layer(int thread, int index) {
         }
         store_normalized(thread, layer.attention_norm, x, qkv_input(thread), row);
     });
+    done(LayerOperation::kAttentionInput);
     project(thread, {&layer.q_proj, &layer.k_proj, &layer.v_proj}, qkv_input(thread), hidden_size, tokens, qkv_.data(),
             layer.query_size() + 2 * layer.key_value_size());
+    done(LayerOperation::kQkv);
     attend(thread, index);
+    done(LayerOperation::kAttention);
     project(thread, {&layer.o_proj}, o_input(thread), layer.query_size(), tokens, projected_.data(), hidden_size);
+    done(LayerOperation::kOutput);
     for_rows(thread, tokens, [&](int row) {
         float* x = hidden_row(thread, row);
         add_residual(thread, layer.post_attention_norm, projected_row(row), x);
         store_normalized(thread, layer.mlp_norm, x, mlp_input(thread), row);
     });
+    done(LayerOperation::kMlpInput);
     run_mlp(thread, layer);
+    done(LayerOperation::kGateUp);
     project(thread, {&layer.down_proj}, down_input_, layer.gate_proj.rows, tokens, projected_.data(), hidden_size);
+    done(LayerOperation::kDown);
 }
 
 void Executor::embed(int row, float* x) const {
@@ -478,6 +503,7 @@ void Executor::compute_logits(int thread, float* logits) {
             store_normalized(thread, model_.final_norm, x, head_input_, row);
         }
     });
+    if (batch_.capture != nullptr) observe_head(thread, false);
     project(thread, {&model_.output_matrix()}, head_input_, model_.hidden_size, rows, logits, vocab_size);
     constexpr int kSegment = 8192;
     const int segments = static_cast<int>((vocab_size + kSegment - 1) / kSegment);
@@ -488,6 +514,7 @@ void Executor::compute_logits(int thread, float* logits) {
             if (!kernels_.all_finite(x, std::min<int64_t>(kSegment, vocab_size - first))) finite_ = false;
         }
     });
+    if (batch_.capture != nullptr) observe_head(thread, true);
 }
 
 }  // namespace pellucid

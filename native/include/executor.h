@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "activation_buffer.h"
+#include "capture.h"
 #include "cpu_info.h"
 #include "kv_cache.h"
 #include "model.h"
@@ -25,6 +26,7 @@ struct Batch {
     const int32_t* kv_lens = nullptr;       // [num_seqs]
     const int32_t* block_tables = nullptr;  // [num_groups][num_seqs][blocks], rows contiguous
     const int32_t* logits_rows = nullptr;   // [num_logits]
+    const StepCapture* capture = nullptr;   // null where nothing is asked for
     int64_t group_stride = 0;               // elements from a group's table to the next group's
     int64_t seq_stride = 0;                 // elements from a sequence's row to the next sequence's
 
@@ -79,6 +81,7 @@ class Executor {
         FloatBuffer hidden;  // of a single-token step
         ActivationBuffer qkv_input, o_input, mlp_input;
         FloatBuffer row, attention_row, gate, up, key, query, partial, running, stats, kernel;
+        FloatBuffer weights;  // of one row of attention that is captured
         std::vector<int32_t> begin, end;
     };
 
@@ -86,6 +89,9 @@ class Executor {
     void prepare(const Batch& batch);
     AttentionPlan plan_attention(const Layer& layer) const;
     void step(int thread, float* logits);
+    template <bool kObserved>
+    void run_layers(int thread);
+    template <bool kObserved>
     void run_layer(int thread, int index);
     void attend(int thread, int index);
     void run_mlp(int thread, const Layer& layer);
@@ -101,6 +107,16 @@ class Executor {
     void attend_tile(int thread, int index, const AttentionTile& tile);
     void attend_part(int thread, int index, const AttentionPlan& plan, int part);
     void fold_parts(int thread, const Layer& layer, const AttentionPlan& plan, int token, int kv_head, float* out);
+
+    // What a batch asks to see (capture.cpp). Of a batch that asks for nothing, none of these is called.
+    bool captures_activations() const;
+    void observe(int thread, int index, LayerOperation operation);
+    void observe_last_residual(int thread);
+    void observe_head(int thread, bool computed);
+    void capture_residual(int point);
+    void capture_activations(int index);
+    void capture_attention(int thread, int index);
+    void attention_weights(int thread, int index, int token, int head, int num_keys, float* out);
 
     int32_t block_of(const Layer& layer, int token, int block) const {
         return batch_.block_table(layer.kv_group, seq_of_token_[token])[block];
@@ -139,6 +155,7 @@ class Executor {
     FloatBuffer part_max_, part_sum_, part_out_;
     ActivationBuffer qkv_input_, o_input_, mlp_input_, down_input_, head_input_;
     std::vector<Scratch> scratch_;
+    OperationClock clock_;
     std::atomic<bool> finite_{true};
 };
 

@@ -56,7 +56,8 @@ struct VectorKernels {
     //   out[i][:] = sum of exp(score - max) * value     (row stride head_dim floats)
     // Row i's bits depend on its own query, range and the block only, never on num_queries or on its neighbours.
     // Slots outside a query's range may hold anything that is finite or lie beyond every `end` (then: anything).
-    // `scratch` has attention_scratch_floats(num_queries, head_dim) floats, 64-byte aligned.
+    // `scratch` has attention_scratch_floats(num_queries, head_dim) floats, 64-byte aligned. A single query that sees
+    // something leaves its 64 weights exp(score - max) at the beginning, 0 where it does not see the token.
     void (*attention_block)(KvType type, const void* key_block, const void* value_block, int head_dim,
                             const float* query, int64_t query_stride, int num_queries, const int32_t* begin,
                             const int32_t* end, float* max, float* sum, float* out, float* scratch);

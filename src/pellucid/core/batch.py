@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.core.capture import StepCapture
+
 BLOCK_SIZE = 64
 """Tokens a KV block holds, of the layers of one KV group (pellucid.models.kv_groups). Attention folds these blocks at
 absolute positions (docs/kernels.md)."""
@@ -24,6 +26,7 @@ class ForwardBatch:
         block_tables: int32 [num_groups, num_seqs, max_blocks], each row contiguous: the KV blocks of each KV group, by
             absolute block index, padded with -1. What the window of a group has left behind may be -1.
         logits_rows: int32 [num_logits], indices into `input_ids` of the tokens whose logits are wanted.
+        capture: what else the backend is to write down; None for nothing, which costs nothing.
     """
 
     input_ids: NDArray[np.int32]
@@ -32,6 +35,7 @@ class ForwardBatch:
     kv_lens: NDArray[np.int32]
     block_tables: NDArray[np.int32]
     logits_rows: NDArray[np.int32]
+    capture: StepCapture | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.core.capture import StepCapture
+
 MAX_HEAD_DIM: int
 
 class Model:
@@ -28,6 +30,7 @@ class Model:
         block_tables: NDArray[np.int32],
         logits_rows: NDArray[np.int32],
         logits: NDArray[np.float32],
+        capture: StepCapture | None,
     ) -> bool: ...
     @property
     def block_bytes(self) -> int: ...

@@ -154,6 +154,7 @@ class CpuBackend:
                 batch.block_tables,
                 batch.logits_rows,
                 logits,
+                batch.capture,
             )
         except MemoryError as error:
             raise BackendError(f"not enough memory for a step of {batch.num_tokens} tokens") from error

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.backends.reference.attention import attend
+from pellucid.backends.reference.attention import ReadBlock, attend, attention_weights
+from pellucid.backends.reference.capture import Observer
 from pellucid.backends.reference.kv_cache import KVCache
 from pellucid.backends.reference.ops import activate, linear, rms_norm, rope_angles, rotate
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
@@ -95,32 +96,41 @@ class ReferenceBackend:
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         self._require_open()
+        observer = Observer(batch.capture, len(self.spec.layers))
         sequence_of_token = np.repeat(np.arange(batch.num_seqs), np.diff(batch.cu_seqlens))
         block_tables = batch.block_tables[:, sequence_of_token]
-
-        x = self._weights["embed_tokens.weight"][batch.input_ids] * np.float32(self.spec.embedding_scale)
         ropes = {layer.attention.rope for layer in self.spec.layers}
         angles = {rope: rope_angles(batch.positions, rope) for rope in ropes}
+        observer.done("prepare")
+
+        x = self._weights["embed_tokens.weight"][batch.input_ids] * np.float32(self.spec.embedding_scale)
+        observer.residual(0, x)
         for index, layer in enumerate(self.spec.layers):
             residual = x
             x = self._norm(x, layer.attention_norm, f"layers.{index}.attention_norm")
+            observer.done("attention_input", index)
             tables = block_tables[self._group_of_layer[index]]
-            x = self._attention(x, index, layer.attention, angles, batch.positions, tables)
+            x = self._attention(x, index, layer.attention, angles, batch.positions, tables, observer)
             if layer.post_attention_norm is not None:
                 x = self._norm(x, layer.post_attention_norm, f"layers.{index}.post_attention_norm")
             x = residual + x
+            observer.residual(2 * index + 1, x)
 
             residual = x
             x = self._norm(x, layer.mlp_norm, f"layers.{index}.mlp_norm")
-            x = self._mlp(x, index, layer.mlp)
+            observer.done("mlp_input", index)
+            x = self._mlp(x, index, layer.mlp, observer)
             if layer.post_mlp_norm is not None:
                 x = self._norm(x, layer.post_mlp_norm, f"layers.{index}.post_mlp_norm")
             x = residual + x
+            observer.residual(2 * index + 2, x)
 
         x = self._norm(x[batch.logits_rows], self.spec.final_norm, "final_norm")
+        observer.done("head_input")
         logits = self._linear(x, "embed_tokens" if self.spec.tie_word_embeddings else "lm_head")
         if not np.isfinite(logits).all():
             raise BackendError("the model gave logits that are not finite")
+        observer.done("lm_head")
         return ForwardOutput(logits)
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
@@ -142,6 +152,7 @@ class ReferenceBackend:
         angles: dict[RopeSpec, tuple[Array, Array]],
         positions: NDArray[np.int32],
         block_tables: NDArray[np.int32],
+        observer: Observer,
     ) -> Array:
         """Attention of layer `index`: x float32 [num_tokens, hidden_size], block_tables int32 [num_tokens, blocks]."""
         prefix = f"layers.{index}.attention"
@@ -149,6 +160,7 @@ class ReferenceBackend:
         query = self._linear(x, f"{prefix}.q_proj").reshape(num_tokens, attention.num_attention_heads, head_dim)
         key = self._linear(x, f"{prefix}.k_proj").reshape(num_tokens, attention.num_key_value_heads, head_dim)
         value = self._linear(x, f"{prefix}.v_proj").reshape(num_tokens, attention.num_key_value_heads, head_dim)
+        observer.done("qkv_proj", index)
         if attention.qk_norm is not None:
             query = self._norm(query, attention.qk_norm, f"{prefix}.q_norm")
             key = self._norm(key, attention.qk_norm, f"{prefix}.k_norm")
@@ -158,20 +170,30 @@ class ReferenceBackend:
             block, offset = divmod(position, BLOCK_SIZE)
             self._kv_cache.write(index, block_tables[token, block], offset, key[token], value[token])
 
+        def reader(token: int) -> ReadBlock:
+            return lambda block, tokens: self._kv_cache.read(index, block_tables[token, block], tokens)
+
+        def weights(token: int) -> Array:
+            return attention_weights(query[token], int(positions[token]), reader(token), attention)
+
         attended = np.empty_like(query)
         for token, position in enumerate(positions.tolist()):
-            table = block_tables[token]
+            attended[token] = attend(query[token], position, reader(token), attention)
+        observer.done("attention", index)
+        observer.attention(index, weights)
+        x = self._linear(attended.reshape(num_tokens, -1), f"{prefix}.o_proj")
+        observer.done("o_proj", index)
+        return x
 
-            def read_block(block: int, tokens: slice, table: NDArray[np.int32] = table) -> tuple[Array, Array]:
-                return self._kv_cache.read(index, table[block], tokens)
-
-            attended[token] = attend(query[token], position, read_block, attention)
-        return self._linear(attended.reshape(num_tokens, -1), f"{prefix}.o_proj")
-
-    def _mlp(self, x: Array, index: int, mlp: MlpSpec) -> Array:
+    def _mlp(self, x: Array, index: int, mlp: MlpSpec, observer: Observer) -> Array:
         prefix = f"layers.{index}.mlp"
         gate = activate(self._linear(x, f"{prefix}.gate_proj"), mlp.activation)
-        return self._linear(gate * self._linear(x, f"{prefix}.up_proj"), f"{prefix}.down_proj")
+        x = gate * self._linear(x, f"{prefix}.up_proj")
+        observer.done("gate_up_proj", index)
+        observer.activations(index, x)
+        x = self._linear(x, f"{prefix}.down_proj")
+        observer.done("down_proj", index)
+        return x
 
     def _norm(self, x: Array, norm: NormSpec, name: str) -> Array:
         return rms_norm(x, self._weights[f"{name}.weight"], norm)
