@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pellucid.core.capture import Captured, CaptureParams, OperationCost
     from pellucid.core.errors import (
         BackendError,
         CapacityError,
@@ -37,6 +38,9 @@ _HOME = {
     "AsyncTokenStream": "pellucid.engine.async_request",
     "LLM": "pellucid.engine.llm",
     "SamplingParams": "pellucid.core.sampling_params",
+    "CaptureParams": "pellucid.core.capture",
+    "Captured": "pellucid.core.capture",
+    "OperationCost": "pellucid.core.capture",
     "CompletionOutput": "pellucid.core.outputs",
     "Logprob": "pellucid.core.outputs",
     "EngineMetrics": "pellucid.core.metrics",
@@ -66,6 +70,8 @@ __all__ = [
     "AsyncTokenStream",
     "BackendError",
     "CapacityError",
+    "CaptureParams",
+    "Captured",
     "CompletionOutput",
     "ContextLengthError",
     "DownloadError",
@@ -77,6 +83,7 @@ __all__ = [
     "Logprob",
     "ModelFileError",
     "ModelNotFoundError",
+    "OperationCost",
     "PellucidError",
     "PrefixFileError",
     "QueueFullError",

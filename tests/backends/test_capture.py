@@ -16,7 +16,7 @@ from pellucid.core.errors import BackendError
 from pellucid.quant.formats import BlockFormat, dequantize
 from pellucid.weights.loader import open_model
 from tests.support.captures import buffers, with_capture
-from tests.support.tiny_models import make_batch, write_tiny_model
+from tests.support.tiny_models import make_batch, num_kv_groups, write_tiny_model
 
 try:
     from pellucid.backends.cpu import _native
@@ -58,10 +58,11 @@ def native(path: Path, **options: Any) -> Backend:
 
 def capture(backend: Backend, tokens: list[int], chunk: int | None = None) -> tuple[SequenceCapture, np.ndarray]:
     """Everything there is to see of the last chunk of `tokens`, and its logits."""
-    backend.allocate_kv_cache(3)
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(3 * groups)
     chunk = chunk or len(tokens)
     for start in range(0, len(tokens), chunk):
-        batch = make_batch([(tokens[start : start + chunk], start, range(3))])
+        batch = make_batch([(tokens[start : start + chunk], start, range(3))], groups=groups)
         wanted = buffers(backend, batch)
         logits = backend.forward(with_capture(batch, wanted)).logits.copy()
     return wanted, logits
@@ -157,27 +158,30 @@ def backend(request: pytest.FixtureRequest, path: Path) -> Backend:
 
 def test_a_step_that_decodes_many_writes_down_each(backend: Backend) -> None:
     """Many decoding sequences take another way through attention than one does."""
-    backend.allocate_kv_cache(12)
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(12 * groups)
     for seq in range(6):
-        backend.forward(make_batch([(TOKENS[seq : seq + 70], 0, [2 * seq, 2 * seq + 1])], []))
+        backend.forward(make_batch([(TOKENS[seq : seq + 70], 0, [2 * seq, 2 * seq + 1])], [], groups=groups))
     pieces = [([9], 70, [2 * seq, 2 * seq + 1]) for seq in range(6)]
-    batch = make_batch(pieces)
+    batch = make_batch(pieces, groups=groups)
     together = [buffers(backend, batch, row) for row in range(6)]
     backend.forward(with_capture(batch, *together))
     for row, found in enumerate(together):
-        alone_batch = make_batch(pieces[row : row + 1])
+        alone_batch = make_batch(pieces[row : row + 1], groups=groups)
         alone = buffers(backend, alone_batch)
         backend.forward(with_capture(alone_batch, alone))
         assert_close(found, alone, 0)
 
 
 def test_rows_without_logits_have_a_last_residual(backend: Backend) -> None:
-    backend.allocate_kv_cache(2)
-    batch = make_batch([(TOKENS[:70], 0, [0, 1])])
+    groups = num_kv_groups(backend)
+    backend.allocate_kv_cache(2 * groups)
+    batch = make_batch([(TOKENS[:70], 0, [0, 1])], groups=groups)
     with_logits, without = buffers(backend, batch), buffers(backend, batch)
     backend.forward(with_capture(batch, with_logits))
     seconds = np.zeros(len(operation_names(len(backend.spec.layers))))
-    backend.forward(with_capture(make_batch([(TOKENS[:70], 0, [0, 1])], []), without, seconds=seconds))
+    unasked = make_batch([(TOKENS[:70], 0, [0, 1])], [], groups=groups)
+    backend.forward(with_capture(unasked, without, seconds=seconds))
     assert_close(without, with_logits, 0)
     assert (seconds[:-2] > 0).all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pellucid.core.capture import Captured
 from pellucid.core.errors import PellucidError
 from pellucid.core.metrics import RequestMetrics
 
@@ -60,6 +61,7 @@ class RequestOutput:
         outputs: the continuations, by index.
         metrics: where the time went.
         error: why it failed or was refused, where a `finish_reason` is "error".
+        captured: what it asked to see of the model at work; None if it did not ask.
         finished: always true; a RequestOutput is made once, at the end.
     """
 
@@ -69,6 +71,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     error: PellucidError | None = None
+    captured: Captured | None = None
     finished: bool = True
 
 

@@ -127,6 +127,8 @@ class SequenceGroup:
         arrival_number: counts requests in order of arrival.
         cache_salt: prefix-cache entries are shared only between requests of the same salt.
         stream: whether each token is reported as it comes.
+        max_cached_tokens: most tokens that may come from the prefix cache, since something is wanted of the later ones
+            that only computing gives; None for no limit.
         is_forked: whether each sequence goes its own way; until then the first stands for all.
         num_cached_tokens: prompt tokens that were found in the prefix cache.
         num_computed_elsewhere: tokens computed for it beyond what its sequences count: plus those whose blocks were
@@ -143,6 +145,7 @@ class SequenceGroup:
         "eos_token_ids",
         "first_scheduled_time",
         "is_forked",
+        "max_cached_tokens",
         "num_cached_tokens",
         "num_computed_elsewhere",
         "num_preemptions",
@@ -185,6 +188,7 @@ class SequenceGroup:
         self.arrival_number = arrival_number
         self.cache_salt = cache_salt
         self.stream = stream
+        self.max_cached_tokens: int | None = None
         self.arrival_time = arrival_time
         self.first_scheduled_time: float | None = None
         self.num_cached_tokens = 0

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
+from pellucid.core.capture import CaptureParams
 from pellucid.core.config import (
     BackendConfig,
     BackendName,
@@ -141,6 +142,7 @@ class LLM:
         prompts: PromptLike | ListLike[PromptLike],
         sampling_params: SamplingParams | ListLike[SamplingParams] | None = None,
         *,
+        capture: CaptureParams | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Continue prompts, many at once.
@@ -148,6 +150,7 @@ class LLM:
         Args:
             prompts: text, or a list of token ids, or a list of these.
             sampling_params: one for all, or one for each prompt; None is SamplingParams().
+            capture: what each asks to see of the model at work; None for nothing.
             progress: show a progress bar on standard error.
 
         Returns:
@@ -156,16 +159,18 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or a parameter is not valid; nothing was computed.
             ContextLengthError: a prompt leaves no room for a token; nothing was computed.
+            CapacityError: what is to be captured may take more memory than there is.
             BackendError: computing one of them failed; the others were aborted.
         """
         prompt_list = [prompts] if _is_one_prompt(prompts) else list(prompts)
-        return self._run_all(prompt_list, sampling_params, progress)  # type: ignore[arg-type]
+        return self._run_all(prompt_list, sampling_params, progress, capture)  # type: ignore[arg-type]
 
     def generate_iter(
         self,
         prompts: Iterable[PromptLike],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         *,
+        capture: CaptureParams | None = None,
         total: int | None = None,
         progress: bool = False,
     ) -> GenerateStream:
@@ -177,6 +182,7 @@ class LLM:
         Args:
             prompts: text or lists of token ids; a generator may make them as they are taken.
             sampling_params: one for all, or an iterable of one for each prompt; None is SamplingParams().
+            capture: what each asks to see of the model at work; None for nothing.
             total: how many prompts there are, for the progress bar; None asks `prompts`, if it knows.
             progress: show a progress bar on standard error.
 
@@ -195,26 +201,27 @@ class LLM:
             total = len(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = sampling_params or SamplingParams()
-            self._engine.check_params(sampling_params)
+            self._engine.check_params(sampling_params, capture)
         elif not isinstance(sampling_params, Iterable):
             raise InvalidRequestError(
                 "sampling_params must be a SamplingParams or an iterable of them", param="sampling_params"
             )
         requests = paired(prompts, sampling_params)
-        return GenerateStream(self, requests, GenerateProgress(total, progress))
+        return GenerateStream(self, requests, GenerateProgress(total, progress), capture)
 
     def chat(
         self,
         messages: ListLike[Message] | ListLike[ListLike[Message]],
         sampling_params: SamplingParams | ListLike[SamplingParams] | None = None,
         *,
+        capture: CaptureParams | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Answer conversations, many at once, through the model's chat template.
 
         Args:
             messages: mappings with `role` and `content`, or a list of such conversations.
-            sampling_params, progress: as in `generate`.
+            sampling_params, capture, progress: as in `generate`.
 
         Returns:
             One output a conversation, in order.
@@ -225,28 +232,34 @@ class LLM:
         """
         conversations = [messages] if is_conversation(messages) else list(messages)
         prompts: list[PromptLike] = [self.tokenizer.apply_chat_template(conversation) for conversation in conversations]  # type: ignore[arg-type]
-        return self._run_all(prompts, sampling_params, progress)
+        return self._run_all(prompts, sampling_params, progress, capture)
 
     def stream(
-        self, prompt: PromptLike | ListLike[Message], sampling_params: SamplingParams | None = None
+        self,
+        prompt: PromptLike | ListLike[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        capture: CaptureParams | None = None,
     ) -> TokenStream:
         """Continue one prompt or answer one conversation, token by token. Closing the iterator aborts the request.
 
         Args:
             prompt: text, token ids, or messages with `role` and `content`.
             sampling_params: None is SamplingParams().
+            capture: what it asks to see of the model at work; None for nothing.
 
         Yields:
             One TokenOutput a token; the last one has `request_output`, the whole answer.
 
         Raises:
-            InvalidRequestError, ContextLengthError: at once, before the first token is asked for.
+            InvalidRequestError, ContextLengthError, CapacityError: at once, before the first token is asked for.
             BackendError: from the iterator, if computing fails.
         """
         prepared = self._engine.prepare(prompt)
         inbox: Inbox = deque()
         with self._exclusive():
-            request_id = self._add(prepared, sampling_params or SamplingParams(), inbox, stream=True)
+            params = sampling_params or SamplingParams()
+            request_id = self._add(prepared, params, inbox, stream=True, capture=capture)
         return TokenStream(self, request_id, inbox)
 
     def logits(self, token_ids: ListLike[int]) -> NDArray[np.float32]:
@@ -349,15 +362,16 @@ class LLM:
         prompts: list[PromptLike],
         sampling_params: SamplingParams | ListLike[SamplingParams] | None,
         progress: bool,
+        capture: CaptureParams | None,
     ) -> list[RequestOutput]:
         params = _one_each(sampling_params, len(prompts))
         for distinct in {id(each): each for each in params}.values():
-            self._engine.check_params(distinct)
+            self._engine.check_params(distinct, capture)
         prepared = [self._prepare(prompt, index, len(prompts)) for index, prompt in enumerate(prompts)]
         replies: list[RequestOutput | None] = [None] * len(prompts)
         with (
             GenerateProgress(len(prompts), progress) as bar,
-            OfflineRun(self, iter(zip(prepared, params, strict=True)), bar) as run,
+            OfflineRun(self, iter(zip(prepared, params, strict=True)), bar, capture) as run,
         ):
             for index, reply in run:
                 if reply.error is not None:
@@ -389,10 +403,16 @@ class LLM:
             raise type(error)(f"prompt {index} of {count}: {error.message}", param=error.param) from None
 
     def _add(
-        self, prompt: PromptLike | Prompt, sampling_params: SamplingParams, inbox: Inbox, *, stream: bool = False
+        self,
+        prompt: PromptLike | Prompt,
+        sampling_params: SamplingParams,
+        inbox: Inbox,
+        *,
+        stream: bool = False,
+        capture: CaptureParams | None = None,
     ) -> str:
         request_id = f"request-{self._num_requests}"
-        self._engine.add_request(request_id, prompt, sampling_params, stream=stream)
+        self._engine.add_request(request_id, prompt, sampling_params, stream=stream, capture=capture)
         self._num_requests += 1
         self._inboxes[request_id] = (inbox, stream)
         return request_id

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
 from pellucid.core.batch import ForwardBatch
+from pellucid.core.capture import CaptureParams
 from pellucid.core.config import SchedulerConfig
 from pellucid.core.errors import (
     BackendError,
@@ -31,6 +32,7 @@ from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.core.trace import RequestAdded, RequestFinished, SequencePreempted, StepDone, TraceSink
 from pellucid.core.validation import check_integer, shown
+from pellucid.engine.capture import CaptureBook
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
@@ -74,6 +76,7 @@ class LLMEngine:
         max_model_len: int,
         enable_prefix_caching: bool = True,
         seed: int | None = None,
+        capture_memory: int | None = None,
         trace: TraceSink | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
@@ -81,6 +84,8 @@ class LLMEngine:
         Args:
             backend: loaded, with `num_blocks` KV blocks allocated.
             seed: from which requests without a seed draw theirs; None takes the operating system's entropy.
+            capture_memory: bytes that the captures of all unfinished requests may take; None takes half of the memory
+                that is free when one comes.
             clock: seconds, monotonic.
 
         Raises:
@@ -104,6 +109,7 @@ class LLMEngine:
         self._clock = clock
         self._seed = seed
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
+        self._capture_memory = capture_memory
         self._counters = EngineCounters()
         self._times = StepTimes()
         self._num_added = 0
@@ -114,7 +120,8 @@ class LLMEngine:
         config = self._config
         cache = CacheManager(self._num_blocks, windows=self._windows, enable_prefix_caching=self._enable_prefix_caching)
         self.scheduler = Scheduler(config, cache)
-        self._output_processor = OutputProcessor(self._tokenizer, self.scheduler)
+        self._captures = CaptureBook(self._backend.spec, self._capture_memory)
+        self._output_processor = OutputProcessor(self._tokenizer, self.scheduler, self._captures)
         self._model_runner = ModelRunner(
             self._backend,
             InputBuilder(
@@ -123,6 +130,7 @@ class LLMEngine:
                 max_model_len=self.max_model_len,
                 num_groups=len(self._windows),
             ),
+            self._captures,
             self._times,
             self._clock,
         )
@@ -159,11 +167,12 @@ class LLMEngine:
             )
         return checked
 
-    def check_params(self, sampling_params: SamplingParams) -> None:
+    def check_params(self, sampling_params: SamplingParams, capture: CaptureParams | None = None) -> None:
         """Check what only the engine and the model can tell of a request's parameters.
 
         Raises:
-            InvalidRequestError: more continuations than run at once, or a stop token out of the vocabulary.
+            InvalidRequestError: more continuations than run at once, a stop token out of the vocabulary, a capture of
+                layers or heads that the model does not have, or one of several continuations.
         """
         if not isinstance(sampling_params, SamplingParams):
             raise InvalidRequestError("sampling_params must be a SamplingParams", param="sampling_params")
@@ -179,6 +188,8 @@ class LLMEngine:
                     f"stop_token_ids has {token_id}, but the vocabulary has ids 0 to {vocab_size - 1}",
                     param="stop_token_ids",
                 )
+        if capture is not None:
+            self._captures.check(capture, sampling_params)
 
     def now(self) -> float:
         """Seconds on the engine's clock; from any thread."""
@@ -205,6 +216,7 @@ class LLMEngine:
         priority: int = 0,
         cache_salt: str = "",
         stream: bool = False,
+        capture: CaptureParams | None = None,
         arrival_time: float | None = None,
     ) -> None:
         """Queue a request; `step` gives its replies.
@@ -215,16 +227,19 @@ class LLMEngine:
             priority: lower runs first, within -2^31 .. 2^31 - 1.
             cache_salt: prefix-cache entries are shared only between requests of the same salt.
             stream: report each token as it comes.
+            capture: what it asks to see of the model at work; the reply has it as `captured`. Tokens of which something
+                is wanted are computed even where the prefix cache knows them.
             arrival_time: as `now` gave it; None is this moment.
 
         Raises:
             InvalidRequestError: something about it cannot be served; `param` names it. Nothing was queued.
             ContextLengthError: the prompt leaves no room for a token.
             QueueFullError: too many requests wait already.
+            CapacityError: what it would capture may take more memory than there is.
         """
         if request_id in self._groups:
             raise InvalidRequestError(f"request_id {request_id!r} is in use", param="request_id")
-        self.check_params(sampling_params)
+        self.check_params(sampling_params, capture)
         self.check_options(priority, cache_salt)
         if not isinstance(prompt, Prompt):
             prompt = self.prepare(prompt)
@@ -242,11 +257,14 @@ class LLMEngine:
             cache_salt=cache_salt.encode("utf-8", "surrogatepass"),
             stream=stream,
         )
+        if capture is not None:
+            self._captures.open(group, capture)
         self._counters.requests_received += 1
         try:
             self.scheduler.add(group)
         except QueueFullError:
             self._counters.requests_refused += 1
+            self._captures.close(group)
             raise
         self._num_added += 1
         self._groups[request_id] = group

@@ -13,6 +13,7 @@ from pellucid.core.batch import SampledTokens, SamplingBatch
 from pellucid.core.metrics import StepTimes
 from pellucid.core.sequence import Sequence
 from pellucid.decoding.sampler import raw_logprobs
+from pellucid.engine.capture import CaptureBook
 from pellucid.engine.input_builder import InputBuilder
 
 
@@ -23,8 +24,14 @@ class ModelRunner:
     """
 
     def __init__(
-        self, backend: Backend, input_builder: InputBuilder, times: StepTimes, clock: Callable[[], float]
+        self,
+        backend: Backend,
+        input_builder: InputBuilder,
+        captures: CaptureBook,
+        times: StepTimes,
+        clock: Callable[[], float],
     ) -> None:
+        self._captures = captures
         self._times = times
         self._backend = backend
         self._input_builder = input_builder
@@ -44,10 +51,13 @@ class ModelRunner:
 
         Raises:
             BackendError: the backend failed, or gave logits that are not finite.
+            CapacityError: there is no memory for what a request captures.
         """
         times, clock = self._times, self._clock
         start = clock()
         batch = self._input_builder.build(sequences, samples)
+        if self._captures:
+            batch = self._captures.attach(batch, sequences)
         sampling = self._input_builder.build_sampling(samples) if samples else None
         built = clock()
         times.build += built - start
@@ -56,6 +66,8 @@ class ModelRunner:
         times.forward += computed - built
         sampled = None if sampling is None else self._sample(logits, samples, sampling)
         times.sample += clock() - computed
+        if batch.capture is not None:
+            self._captures.commit(batch)
         return sampled
 
     def _sample(self, logits: NDArray[np.float32], samples: list[Sequence], sampling: SamplingBatch) -> SampledTokens:

@@ -9,7 +9,8 @@ from itertools import zip_longest
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pellucid.core.errors import InvalidRequestError, PellucidError
+from pellucid.core.capture import CaptureParams
+from pellucid.core.errors import CapacityError, InvalidRequestError, PellucidError
 from pellucid.core.outputs import CompletionOutput, RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.llm_engine import Prompt
@@ -37,14 +38,19 @@ class OfflineRun:
         take_below: requests of this number and beyond are not taken yet.
     """
 
-    def __init__(self, llm: LLM, requests: Iterator[Request], progress: GenerateProgress) -> None:
+    def __init__(
+        self, llm: LLM, requests: Iterator[Request], progress: GenerateProgress, capture: CaptureParams | None = None
+    ) -> None:
         self.num_taken = 0
         self.take_below: float = math.inf
         self._llm = llm
         self._requests = requests
         self._progress = progress
+        self._capture = capture
         self._inbox: deque[TokenOutput | RequestOutput] = deque()
         self._refused: deque[tuple[int, RequestOutput]] = deque()
+        self._postponed: tuple[int, Prompt, SamplingParams] | None = None
+        self._postponed_beside = 0  # how many others there were
         self._numbers: dict[str, int] = {}
         self._max_in_flight = IN_FLIGHT * llm.config.scheduler.max_num_seqs
         self._exhausted = False
@@ -113,7 +119,9 @@ class OfflineRun:
 
     def _take(self) -> None:
         """Take requests until the engine has enough of them, or one is refused."""
-        while not (self._exhausted or self._refused or len(self._numbers) >= self._max_in_flight):
+        if self._postponed is not None and len(self._numbers) < self._postponed_beside:
+            self._add(*self._postponed)
+        while not (self._exhausted or self._refused or self._postponed or len(self._numbers) >= self._max_in_flight):
             if self.num_taken >= self.take_below:
                 return
             try:
@@ -125,13 +133,29 @@ class OfflineRun:
             self.num_taken += 1
             try:
                 engine = self._llm._engine
-                engine.check_params(sampling_params)
+                engine.check_params(sampling_params, self._capture)
                 prepared = prompt if isinstance(prompt, Prompt) else engine.prepare(prompt)
             except InvalidRequestError as error:
                 self._refused.append((number, _refused(number, prompt, sampling_params, error)))
                 return
+            self._add(number, prepared, sampling_params)
+
+    def _add(self, number: int, prompt: Prompt, sampling_params: SamplingParams) -> None:
+        """Give a request to the engine, or postpone it while others hold the memory that its captures need."""
+        self._postponed = None
+        try:
             with self._llm._exclusive():
-                self._numbers[self._llm._add(prepared, sampling_params, self._inbox)] = number
+                request_id = self._llm._add(prompt, sampling_params, self._inbox, capture=self._capture)
+        except CapacityError as error:
+            if self._numbers:
+                self._postponed = (number, prompt, sampling_params)
+                self._postponed_beside = len(self._numbers)
+            else:
+                self._refused.append((number, _refused(number, prompt.text, sampling_params, error)))
+        except InvalidRequestError as error:  # a capture of tokens that this request does not compute
+            self._refused.append((number, _refused(number, prompt.text, sampling_params, error)))
+        else:
+            self._numbers[request_id] = number
 
 
 class GenerateStream:
@@ -142,8 +166,10 @@ class GenerateStream:
     exception that it raises.
     """
 
-    def __init__(self, llm: LLM, requests: Iterator[Request], progress: GenerateProgress) -> None:
-        self._run = OfflineRun(llm, requests, progress)
+    def __init__(
+        self, llm: LLM, requests: Iterator[Request], progress: GenerateProgress, capture: CaptureParams | None = None
+    ) -> None:
+        self._run = OfflineRun(llm, requests, progress, capture)
         self._progress = progress
         self._window = WINDOW * llm.config.scheduler.max_num_seqs
         self._run.take_below = self._window

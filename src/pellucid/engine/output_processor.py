@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pellucid.core.batch import SampledTokens
-from pellucid.core.errors import PellucidError
+from pellucid.core.errors import CapacityError, PellucidError
 from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
 from pellucid.core.sequence import Sequence, SequenceGroup
+from pellucid.engine.capture import CaptureBook
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.text import SequenceText, whole_text
 from pellucid.tokenizer.tokenizer import Tokenizer
@@ -32,9 +33,10 @@ class OutputProcessor:
     """Carries the text of the sequences that are streamed or have stop strings, ends those whose stop string came, and
     writes the replies."""
 
-    def __init__(self, tokenizer: Tokenizer, scheduler: Scheduler) -> None:
+    def __init__(self, tokenizer: Tokenizer, scheduler: Scheduler, captures: CaptureBook) -> None:
         self._tokenizer = tokenizer
         self._scheduler = scheduler
+        self._captures = captures
         self._texts: dict[Sequence, SequenceText] = {}
 
     def process(
@@ -147,4 +149,12 @@ class OutputProcessor:
                 )
             )
             error = error or sequence.error
-        return RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, outputs, group.metrics, error)
+        captured = None
+        if self._captures:
+            try:
+                captured = self._captures.close(group)
+            except CapacityError as no_memory:
+                error = error or no_memory
+        return RequestOutput(
+            group.request_id, group.prompt, group.prompt_token_ids, outputs, group.metrics, error, captured
+        )

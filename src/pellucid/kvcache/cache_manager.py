@@ -67,12 +67,13 @@ class CacheManager:
     def match(self, sequence: Sequence) -> list[list[int]]:
         """The blocks of the longest prefix of `sequence` that is cached: a table for each KV group, for `adopt`.
 
-        Whole blocks only, and never the last token: its logits are wanted.
+        Whole blocks only; never the last token, whose logits are wanted, nor more than the group's `max_cached_tokens`.
         """
         cache = self._prefix_cache
         if cache is None:
             return [[] for _ in self.windows]
-        num_blocks = (len(sequence.token_ids) - 1) // BLOCK_SIZE
+        most, limit = len(sequence.token_ids) - 1, sequence.group.max_cached_tokens
+        num_blocks = (most if limit is None else min(most, limit)) // BLOCK_SIZE
         return cache.match(self.windows, self._keys(sequence, 0, num_blocks))
 
     def adopt(self, sequence: Sequence, tables: list[list[int]]) -> None:
