@@ -45,6 +45,22 @@ class Memory:
         self.cache.commit(sequence)
         return True
 
+    def restore(self, sequence: Sequence) -> bool:
+        """Fill the full blocks of `sequence` as if their content had been kept elsewhere."""
+        num_blocks = sequence.num_tokens // 64
+        places = self.cache.reserve(sequence, num_blocks)
+        if places is None:
+            return False
+        expected = prefixes(sequence.token_ids)
+        tables = zip(sequence.block_tables, sequence.first_blocks, strict=True)
+        indices = [(group, index) for group, (_, first) in enumerate(tables) for index in range(first, num_blocks)]
+        for place, (group, index) in zip(places, indices, strict=True):
+            for offset in range(64 if place >= 0 else 0):
+                self.slots[place, offset] = group, expected[64 * index + offset]
+        sequence.num_computed_tokens = 64 * num_blocks
+        self.cache.commit(sequence)
+        return True
+
     def check(self, sequence: Sequence) -> None:
         """That the next token finds all it sees."""
         computed = sequence.num_computed_tokens
@@ -71,15 +87,19 @@ def exercise(seed: int, num_operations: int = 100) -> int:
     live: list[Sequence] = []
     hits = 0
     for _ in range(num_operations):
-        operation = rng.choice(["begin", "compute", "compute", "compute", "append", "fork", "trim", "free"])
+        operation = rng.choice(["begin", "restore", "compute", "compute", "compute", "append", "fork", "trim", "free"])
         sequence = rng.choice(live) if live else None
-        if operation == "begin" and len(live) < 6:
+        if operation in ("begin", "restore") and len(live) < 6:
             token_ids = [1] * rng.choice([0, 64, 100, 128, 300]) + [
                 rng.randrange(3) for _ in range(rng.randrange(1, 90))
             ]
-            sequence = begin(cache, token_ids, salt=rng.choice([b"", b"", b"salt"]))
-            hits += sequence.num_computed_tokens
-            live.append(sequence)
+            salt = rng.choice([b"", b"", b"salt"])
+            if operation == "begin":
+                sequence = begin(cache, token_ids, salt=salt)
+                hits += sequence.num_computed_tokens
+                live.append(sequence)
+            elif memory.restore(sequence := make_sequence(token_ids, salt=salt)):
+                live.append(sequence)
         elif sequence is None:
             continue
         elif operation == "compute" and sequence.num_tokens > sequence.num_computed_tokens:
@@ -126,7 +146,7 @@ def exercise_all() -> None:
         exercise(seed)
 
 
-@pytest.mark.parametrize("broken", ["digest", "copy", "forget", "salt"])
+@pytest.mark.parametrize("broken", ["digest", "copy", "forget", "salt", "reserve a shared block", "fill too little"])
 def test_mutants_are_caught(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken == "digest":  # a hash of the block alone, with nothing compared
         monkeypatch.setattr("pellucid.kvcache.cache_manager.chain_digest", lambda parent, tokens: tokens)
@@ -137,6 +157,11 @@ def test_mutants_are_caught(broken: str, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(CacheManager, "take_copies", lambda self: [])
     elif broken == "forget":
         monkeypatch.setattr(CacheManager, "_release", lambda self, block: self.pool.release(block, keep=True))
+    elif broken == "reserve a shared block":
+        monkeypatch.setattr(CacheManager, "reserve", mutant(CacheManager.reserve, "self._share(tables)", "pass"))
+    elif broken == "fill too little":
+        changed = mutant(CacheManager.reserve, "-1 if table[index] >= 0 else self._take()", "self._take() * 0 - 1")
+        monkeypatch.setattr(CacheManager, "reserve", changed)
     else:
         monkeypatch.setattr(prefix_cache.PrefixCache, "forget", lambda self, block: None)
     with pytest.raises((AssertionError, CacheIntegrityError, KeyError)):
@@ -177,6 +202,34 @@ def test_allocate_is_all_or_nothing() -> None:
     assert cache.allocate(sequence, 192)
     assert not cache.allocate(sequence, 193)
     assert sequence.num_blocks == 3
+
+
+@pytest.mark.parametrize("windows", [(None,), (None, 70, 2)])
+def test_reserve_takes_only_what_is_missing_all_or_nothing(windows: tuple[int | None, ...]) -> None:
+    cache = CacheManager(8 * len(windows), windows=windows)
+    memory = Memory(cache)
+    held, freed = begin(cache, [5] * 70), begin(cache, [5] * 140)
+    memory.compute(held, 70)
+    memory.compute(freed, 140)
+    cache.free(freed)
+    before = cache.num_available
+    other = make_sequence([5] * 320)
+    places = cache.reserve(other, 5)
+    assert places is not None
+    assert places[:5] == [-1, -1, *(block for block in other.block_tables[0][2:])]
+    assert [table.count(-1) for table in other.block_tables] == [0, 3, 4][: len(windows)]
+    assert cache.num_available == before - 4 - 3 * (len(windows) > 1)  # the cached one among them
+    other.num_computed_tokens = 320
+    cache.check_integrity([held, other])
+    cache.free(other)  # filled with nothing, and not committed
+    assert cache.num_available == before
+    assert [len(table) for table in cache.match(other)] == [2] * len(windows)
+    rest = make_sequence([6] * 64 * 9)
+    assert cache.allocate(rest, 64 * (before - 3) // len(windows))
+    stamp = other.table_stamp
+    assert cache.reserve(other, 5) is None
+    assert (other.num_blocks, other.table_stamp) == (0, stamp)
+    cache.check_integrity([held, rest])
 
 
 def test_equal_blocks_computed_twice_are_kept_once() -> None:
@@ -237,6 +290,7 @@ def test_reset_prefix_cache() -> None:
     "misuse",
     [
         lambda cache, sequence: cache.adopt(sequence, [[]]),
+        lambda cache, sequence: cache.reserve(sequence, 1),
         lambda cache, sequence: cache.fork(make_sequence([1]), sequence),
         lambda cache, sequence: cache.trim(sequence, 101),
         lambda cache, sequence: cache.trim(sequence, -1),

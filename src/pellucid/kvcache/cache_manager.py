@@ -97,6 +97,8 @@ class CacheManager:
         Returns:
             Of each KV group in turn, by position: the block to fill, or -1 where the content is there.
         """
+        if sequence.num_blocks or sequence.num_computed_tokens:
+            raise CacheIntegrityError(f"{sequence} already holds blocks")
         firsts = [first_visible_block(num_blocks * BLOCK_SIZE, window) for window in self.windows]
         tables = [[-1] * num_blocks for _ in firsts]
         found: list[int] = []
