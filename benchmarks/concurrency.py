@@ -5,6 +5,10 @@ runs offline (`LLM.generate`), with at most CONCURRENCY sequences at a time; a p
 clients, each with its next request as soon as the last is answered, not streamed. Rounds are interleaved: every engine
 once, then again, with prompts that none has seen. Figures are medians over the rounds.
 
+Pellucid's KV cache holds TOKENS_PER_SLOT tokens for each of the concurrent sequences, as a server's slots do, and is
+filled before the first round: memory that no request has used yet costs page faults, a tenth of the time on some
+virtual machines, until the cache has grown to its limit.
+
 usage: concurrency.py MODEL [--concurrency 1,2,4,8,16,32,64] [--rounds 3] [--requests 2] [--peer NAME=URL ...]
 
     --requests  how many requests each of the concurrent ones makes in a round
@@ -19,12 +23,16 @@ import json
 import random
 import statistics
 import sys
+import time
 import urllib.request
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
 
-from pellucid import LLM, SamplingParams
+from pellucid import LLM, PellucidError, SamplingParams
+from pellucid.core.config import num_blocks_for
+from pellucid.estimate.memory import kv_bytes_per_block
+from pellucid.weights.catalog import resolve
+from pellucid.weights.loader import open_model
 
 COMMON_WORDS = (
     "time year people way day man thing woman life child world school state family student group country problem hand "
@@ -34,6 +42,9 @@ COMMON_WORDS = (
 )
 PROMPT_WORDS = 100
 OUTPUT_TOKENS = 128
+TOKENS_PER_SLOT = 1024
+WARM_UP_SEED = 2**32
+SETTLE_SECONDS = 3  # threads of some engines spin for a while after their work; the next one waits for that to end
 
 
 def prompts(count: int, seed: int) -> list[str]:
@@ -42,12 +53,24 @@ def prompts(count: int, seed: int) -> list[str]:
     return [" ".join(draw.choice(words) for _ in range(PROMPT_WORDS)) for _ in range(count)]
 
 
+def open_engine(model: str, concurrency: int) -> LLM:
+    """An engine of `concurrency` slots, warm."""
+    with open_model(resolve(model)) as file:
+        block_bytes = kv_bytes_per_block(file.spec, "f16")
+    memory = concurrency * num_blocks_for(TOKENS_PER_SLOT) * block_bytes
+    llm = LLM(model, max_num_seqs=concurrency, seed=0, kv_cache_memory=memory, max_model_len=TOKENS_PER_SLOT)
+    filling = SamplingParams(temperature=0, max_tokens=1)
+    rng = random.Random(WARM_UP_SEED)
+    llm.generate([[rng.randrange(llm.spec.vocab_size) for _ in range(1000)] for _ in range(concurrency)], filling)
+    return llm
+
+
 def pellucid_speed(llm: LLM, texts: list[str]) -> float:
     """Output tokens a second."""
     params = SamplingParams(temperature=0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
-    start = perf_counter()
+    start = time.perf_counter()
     outputs = llm.generate(texts, params)
-    seconds = perf_counter() - start
+    seconds = time.perf_counter() - start
     return sum(output.metrics.output_tokens for output in outputs) / seconds
 
 
@@ -64,10 +87,10 @@ def peer_speed(url: str, texts: list[str], concurrency: int) -> float:
         with urllib.request.urlopen(request) as reply:
             return int(json.load(reply)["usage"]["completion_tokens"])
 
-    start = perf_counter()
+    start = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as clients:
         tokens = sum(clients.map(complete, texts))
-    seconds = perf_counter() - start
+    seconds = time.perf_counter() - start
     if tokens != len(texts) * OUTPUT_TOKENS:
         print(f"{url}: {tokens} tokens for {len(texts)} requests of {OUTPUT_TOKENS}", file=sys.stderr)
     return tokens / seconds
@@ -88,13 +111,14 @@ def main() -> None:
     seed = 0
     for concurrency in map(int, args.concurrency.split(",")):
         speeds: dict[str, list[float]] = defaultdict(list)
-        with LLM(args.model, max_num_seqs=concurrency, seed=0) as llm:
-            pellucid_speed(llm, prompts(concurrency, -1))
+        with open_engine(args.model, concurrency) as llm:
             for _ in range(args.rounds):
                 seed += 1
                 texts = prompts(args.requests * concurrency, seed)
+                time.sleep(SETTLE_SECONDS)
                 speeds["Pellucid"].append(pellucid_speed(llm, texts))
                 for name, url in peers.items():
+                    time.sleep(SETTLE_SECONDS)
                     speeds[name].append(peer_speed(url, texts, concurrency))
         median = {name: statistics.median(values) for name, values in speeds.items()}
         row = f"{concurrency:8d} {median['Pellucid']:10.0f}"
@@ -104,4 +128,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PellucidError, OSError) as error:
+        sys.exit(f"error: {error}")
