@@ -9,7 +9,7 @@ Pellucid's KV cache holds TOKENS_PER_SLOT tokens for each of the concurrent sequ
 filled before the first round: memory that no request has used yet costs page faults, a tenth of the time on some
 virtual machines, until the cache has grown to its limit.
 
-usage: concurrency.py MODEL [--concurrency 1,2,4,8,16,32,64] [--rounds 3] [--requests 2] [--peer NAME=URL ...]
+usage: concurrency.py MODEL [--concurrency 1,2,4,8,16,32,64] [--rounds 3] [--requests 2] [--peer NAME=URL ...] [--json]
 
     --requests  how many requests each of the concurrent ones makes in a round
     --peer      such as llama.cpp=http://127.0.0.1:8080/v1; measured at the same concurrency. The server must have as
@@ -103,12 +103,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=2)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL")
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in args.peer)
 
-    print(f"{args.model}: {PROMPT_WORDS}-word prompts, {OUTPUT_TOKENS} new tokens, output tokens a second")
-    print(f"{'at once':>8s} {'Pellucid':>10s}" + "".join(f"{name:>12s} {'ratio':>6s}" for name in peers))
+    if not args.json:
+        print(heading(args.model, list(peers)))
     seed = 0
+    results = []
     for concurrency in map(int, args.concurrency.split(",")):
         speeds: dict[str, list[float]] = defaultdict(list)
         with open_engine(args.model, concurrency) as llm:
@@ -121,10 +123,21 @@ def main() -> None:
                     time.sleep(SETTLE_SECONDS)
                     speeds[name].append(peer_speed(url, texts, concurrency))
         median = {name: statistics.median(values) for name, values in speeds.items()}
-        row = f"{concurrency:8d} {median['Pellucid']:10.0f}"
-        for name in peers:
-            row += f"{median[name]:12.0f} {median['Pellucid'] / median[name]:5.2f}x"
-        print(row, flush=True)
+        results.append({"concurrency": concurrency, "tokens_per_s": speeds, "median_tokens_per_s": median})
+        if not args.json:
+            print(row(concurrency, median), flush=True)
+    if args.json:
+        print(json.dumps({"model": args.model, "rounds": args.rounds, "results": results}, indent=2))
+
+
+def heading(model: str, peers: list[str]) -> str:
+    title = f"{model}: {PROMPT_WORDS}-word prompts, {OUTPUT_TOKENS} new tokens, output tokens a second\n"
+    return f"{title}{'at once':>8s} {'Pellucid':>10s}" + "".join(f"{name:>12s} {'ratio':>6s}" for name in peers)
+
+
+def row(concurrency: int, median: dict[str, float]) -> str:
+    ours, *theirs = median.values()
+    return f"{concurrency:8d} {ours:10.0f}" + "".join(f"{speed:12.0f} {ours / speed:5.2f}x" for speed in theirs)
 
 
 if __name__ == "__main__":
