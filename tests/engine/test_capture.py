@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pellucid import LLM
+from pellucid import LLM, AsyncEngine
 from pellucid.backends.base import Backend
 from pellucid.backends.reference.capture import Observer
 from pellucid.backends.registry import load_backend
@@ -18,6 +19,7 @@ from pellucid.core.batch import ForwardBatch, ForwardOutput
 from pellucid.core.capture import Captured, CaptureParams, operation_names
 from pellucid.core.config import BackendConfig, SchedulerConfig
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError, QueueFullError
+from pellucid.core.outputs import RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine import capture as capture_module
 from pellucid.engine import loading
@@ -543,6 +545,27 @@ def test_generate_chat_and_stream_take_a_capture(
         assert llm.generate(PROMPT, PARAMS)[0].captured is None
         with pytest.raises(InvalidRequestError, match="layers 0 to 1"):
             llm.generate([PROMPT, PROMPT], PARAMS, capture=CaptureParams(residual=[9]))
+
+
+def test_the_async_engine_takes_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Backend) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", vocab_size=VOCAB_SIZE)
+    monkeypatch.setattr(loading.Tokenizer, "from_gguf", lambda metadata: FakeTokenizer())
+
+    async def main() -> list[RequestOutput | None]:
+        async with AsyncEngine(path, backend="reference", kv_cache_dtype="f32", kv_cache_memory=1 << 22) as engine:
+            whole = await engine.complete(PROMPT, PARAMS, capture=EVERYTHING)
+            *_, last = [token async for token in engine.generate(PROMPT, PARAMS, capture=EVERYTHING)]
+            with pytest.raises(InvalidRequestError, match="layers 0 to 1"):
+                engine.generate(PROMPT, PARAMS, capture=CaptureParams(residual=[9]))
+            monkeypatch.setattr(capture_module, "free_memory", lambda: 1000)
+            with pytest.raises(CapacityError, match="lower max_tokens"):
+                await engine.complete(PROMPT, PARAMS, capture=EVERYTHING)
+            return [whole, last.request_output]
+
+    expected = captured(reference, CAPTURING)
+    for reply in asyncio.run(main()):
+        assert reply is not None
+        assert_same(reply.captured, expected)
 
 
 def test_prompts_wait_for_the_memory_that_their_captures_need(

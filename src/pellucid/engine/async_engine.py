@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
+from pellucid.core.capture import CaptureParams
 from pellucid.core.config import (
     BackendConfig,
     BackendName,
@@ -141,6 +142,7 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        capture: CaptureParams | None = None,
     ) -> AsyncTokenStream:
         """Continue a prompt or answer a conversation, token by token.
 
@@ -150,6 +152,7 @@ class AsyncEngine:
             request_id: not in use by another unfinished request; None makes one up.
             priority: lower runs first, within -2^31 .. 2^31 - 1.
             cache_salt: prefix-cache entries are shared only between requests of the same salt.
+            capture: what it asks to see of the model at work; None for nothing.
 
         Yields:
             One TokenOutput a token; the last one has `request_output`, the whole answer.
@@ -159,10 +162,11 @@ class AsyncEngine:
                 queued, for what is wrong with the prompt or the request_id. It concerns this request alone.
             ContextLengthError: from the stream: the prompt leaves no room for a token.
             QueueFullError: from the stream: too many requests wait, or this one waited too long.
+            CapacityError: from the stream: what it would capture may take more memory than there is.
             EngineClosedError: from the stream: the engine is draining or was shut down.
             BackendError, EngineError: from the stream: computing failed.
         """
-        request = self._new_request(sampling_params, request_id, priority, cache_salt, stream=True)
+        request = self._new_request(sampling_params, request_id, priority, cache_salt, capture, stream=True)
         return AsyncTokenStream(self, request, prompt)
 
     async def complete(
@@ -173,12 +177,13 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        capture: CaptureParams | None = None,
     ) -> RequestOutput:
         """The whole answer at once, without any work for single tokens. Cancelling the call aborts the request.
 
         Args and Raises: as `generate`.
         """
-        request = self._new_request(sampling_params, request_id, priority, cache_salt, stream=False)
+        request = self._new_request(sampling_params, request_id, priority, cache_salt, capture, stream=False)
         await self._submit(request, prompt)
         try:
             reply = await request.take()
@@ -250,18 +255,19 @@ class AsyncEngine:
         request_id: str | None,
         priority: int,
         cache_salt: str,
+        capture: CaptureParams | None,
         *,
         stream: bool,
     ) -> AsyncRequest:
         if sampling_params is None:
             sampling_params = SamplingParams()
-        self._engine.check_params(sampling_params)
+        self._engine.check_params(sampling_params, capture)
         self._engine.check_options(priority, cache_salt)
         if request_id is None:
             request_id = f"request-{next(self._request_numbers)}"
         elif not isinstance(request_id, str):
             raise InvalidRequestError("request_id must be a string", param="request_id")
-        return AsyncRequest(request_id, sampling_params, priority, cache_salt, stream=stream)
+        return AsyncRequest(request_id, sampling_params, priority, cache_salt, capture, stream=stream)
 
     async def _submit(self, request: AsyncRequest, prompt: PromptLike | ListLike[Message]) -> None:
         """Tokenize the prompt and hand the request to the engine thread. Raises as `generate` says."""
@@ -398,6 +404,7 @@ class AsyncEngine:
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 stream=request.stream,
+                capture=request.capture,
                 arrival_time=request.arrival_time,
             )
         except Exception as error:

@@ -8,6 +8,7 @@ from collections.abc import Sequence as ListLike
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
+from pellucid.core.capture import CaptureParams
 from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
@@ -41,6 +42,7 @@ class AsyncRequest:
         "_waiter",
         "arrival_time",
         "cache_salt",
+        "capture",
         "is_aborted",
         "is_added",
         "is_dropped",
@@ -56,12 +58,20 @@ class AsyncRequest:
     )
 
     def __init__(
-        self, request_id: str, sampling_params: SamplingParams, priority: int, cache_salt: str, *, stream: bool
+        self,
+        request_id: str,
+        sampling_params: SamplingParams,
+        priority: int,
+        cache_salt: str,
+        capture: CaptureParams | None,
+        *,
+        stream: bool,
     ) -> None:
         self.request_id = request_id
         self.sampling_params = sampling_params
         self.priority = priority
         self.cache_salt = cache_salt
+        self.capture = capture
         self.stream = stream
         self.loop: asyncio.AbstractEventLoop | None = None
         self.arrival_time = 0.0
