@@ -105,16 +105,13 @@ def open_input(name: str) -> Iterator[BinaryIO]:
 
 def settings(args: argparse.Namespace, batch_input: BatchInput, model_path: Path) -> dict[str, Any]:
     """All that has a say in the answers. A run is resumed only with the same."""
-    import hashlib
-
     from pellucid import __version__
+    from pellucid.weights.file_hash import file_hash
 
-    with model_path.open("rb") as model:
-        model_sha256 = hashlib.file_digest(model, "sha256").hexdigest()
     return {
         "pellucid": __version__,
         "input_sha256": batch_input.sha256,
-        "model_sha256": model_sha256,
+        "model_sha256": file_hash(model_path, model_path.stat()),
         "served_model_names": served_model_names(args),
         "seed": args.seed,
         "max_model_len": args.max_model_len,
