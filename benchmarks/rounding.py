@@ -1,11 +1,11 @@
-"""Where rounding activations to int8 costs accuracy: mean KL to f32 with the inputs of one kind of matrix rounded.
+"""Where rounding costs accuracy: mean KL to f32 with the inputs of one kind of matrix, or keys and values, rounded.
 
 Runs the reference executor, whose weights are the file's own and whose arithmetic is f32, and rounds inputs as the
 native core does: blocks of 32, symmetric int8, and where they are refined a second byte for the blocks that err most
 (docs/kernels.md). The last columns are the share of blocks refined, and of blocks refined in one of 8 successive rows,
-which is what it costs.
+which is what it costs. With --kv-cache nothing but keys and values is rounded, to each KV cache dtype.
 
-usage: rounding.py FILE.gguf [--text FILE] [--max-tokens 200]
+usage: rounding.py FILE.gguf [--kv-cache] [--text FILE] [--max-tokens 200]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.reference.backend import ReferenceBackend
+from pellucid.backends.reference.kv_cache import KVCache
 from pellucid.core.batch import ForwardBatch
 from pellucid.core.config import num_blocks_for
 from pellucid.models.kv_groups import kv_groups
@@ -33,6 +34,7 @@ KINDS = {
 }
 REFINE_ABOVE = 2.0  # times the row's mean squared scale, as in native/activation_buffer.cpp
 TILE_ROWS = 8
+KV_CACHE_DTYPES = ("f16", "bf16", "q8")
 PLAIN = dict.fromkeys(KINDS, False)
 CASES: dict[str, dict[str, bool]] = {
     **{f"{kind} alone": {kind: False} for kind in KINDS},
@@ -53,6 +55,10 @@ class RoundedInputs(ReferenceBackend):
 
     rounding: Mapping[str, bool] = {}
     refined: list[NDArray[np.bool_]]
+
+    def store_as(self, kv_cache_dtype: str, num_blocks: int) -> None:
+        self._kv_cache = KVCache(self.spec, kv_cache_dtype)
+        self.allocate_kv_cache(num_blocks)
 
     def _linear(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         for kind, names in KINDS.items():
@@ -88,6 +94,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--kv-cache", action="store_true", help="round keys and values instead of inputs")
     parser.add_argument("--text", type=Path, default=Path(__file__).with_name("text.txt"))
     parser.add_argument("--max-tokens", type=int, default=200)
     args = parser.parse_args()
@@ -108,13 +115,24 @@ def main() -> None:
         logits_rows=positions,
     )
     exact = log_softmax(backend.forward(batch).logits)
+
+    def compare() -> tuple[float, float]:
+        found = log_softmax(backend.forward(batch).logits)
+        divergence = (np.exp(exact) * (exact - found)).sum(-1).mean()
+        return float(divergence), float((exact.argmax(-1) == found.argmax(-1)).mean())
+
     print(f"{args.file.name}, {num_tokens} tokens of {args.text.name}")
+    if args.kv_cache:
+        print(f"{'keys and values rounded':38s} mean KL     top-1")
+        for dtype in KV_CACHE_DTYPES:
+            backend.store_as(dtype, tables.size)
+            divergence, agreement = compare()
+            print(f"{dtype:38s} {divergence:.7f}   {agreement:.4f}", flush=True)
+        return
     print(f"{'inputs rounded':38s} mean KL    top-1   blocks  tiles")
     for name, rounding in CASES.items():
         backend.rounding, backend.refined = rounding, []
-        found = log_softmax(backend.forward(batch).logits)
-        divergence = (np.exp(exact) * (exact - found)).sum(-1).mean()
-        agreement = (exact.argmax(-1) == found.argmax(-1)).mean()
+        divergence, agreement = compare()
         line = f"{name:38s} {divergence:.5f}   {agreement:.4f}"
         if backend.refined:
             blocks = np.mean([refined.mean() for refined in backend.refined])

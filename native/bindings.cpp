@@ -46,13 +46,6 @@ void require(bool condition, const std::string& message) {
     if (!condition) throw nb::value_error(message.c_str());
 }
 
-KvType parse_kv_type(const std::string& name) {
-    if (name == "f32") return KvType::kF32;
-    if (name == "f16") return KvType::kF16;
-    if (name == "bf16") return KvType::kBF16;
-    throw nb::value_error(("no KV cache type '" + name + "'; there are f16, bf16, f32").c_str());
-}
-
 // One model with its threads and its KV cache. Calls are made by one thread at a time.
 class NativeModel {
   public:
@@ -61,7 +54,13 @@ class NativeModel {
         : isa_(choose_instruction_set(isa)), pool_(num_threads) {
         parse(spec);
         register_weights(spec);
-        kv_cache_ = std::make_unique<KvCache>(model_, parse_kv_type(kv_type));
+        const KvType type = kv_type_named(kv_type.c_str());
+        for (const Layer& layer : model_.layers) {
+            require(layer.head_dim % kv_head_dim_step(type) == 0, "head_dim " + std::to_string(layer.head_dim) +
+                                                                      " is not a multiple of " +
+                                                                      std::to_string(kv_head_dim_step(type)));
+        }
+        kv_cache_ = std::make_unique<KvCache>(model_, type);
         executor_ = std::make_unique<Executor>(model_, *kv_cache_, pool_, isa_);
     }
 

@@ -57,21 +57,15 @@ void require_equal(size_t found, size_t wanted, const char* name) {
             std::string(name) + " has " + std::to_string(found) + " values, expected " + std::to_string(wanted));
 }
 
-KvType parse_kv_type(const std::string& name) {
-    if (name == "f32") return KvType::kF32;
-    if (name == "f16") return KvType::kF16;
-    if (name == "bf16") return KvType::kBF16;
-    throw nb::value_error(("kv_type is '" + name + "', expected 'f32', 'f16' or 'bf16'").c_str());
-}
-
-void require_head_dim(size_t head_dim) {
-    require(head_dim >= 2 && head_dim % 2 == 0 && head_dim <= kMaxHeadDim, "head_dim is " + std::to_string(head_dim) +
-                                                                               ", expected an even number from 2 to " +
-                                                                               std::to_string(kMaxHeadDim));
+void require_head_dim(KvType type, size_t head_dim) {
+    const auto step = static_cast<size_t>(kv_head_dim_step(type));
+    require(head_dim >= step && head_dim % step == 0 && head_dim <= kMaxHeadDim,
+            "head_dim is " + std::to_string(head_dim) + ", expected a multiple of " + std::to_string(step) + " up to " +
+                std::to_string(kMaxHeadDim));
 }
 
 void require_block(const auto& block, KvType type, size_t head_dim, const char* name) {
-    const size_t wanted = head_dim * kKvBlockSize * static_cast<size_t>(kv_element_size(type));
+    const auto wanted = static_cast<size_t>(kv_block_bytes(type, static_cast<int>(head_dim)));
     require(block.nbytes() == wanted, std::string(name) + " has " + std::to_string(block.nbytes()) +
                                           " bytes, expected " + std::to_string(wanted));
 }
@@ -153,8 +147,8 @@ struct Kernels {
 
     void kv_store(const std::string& kv_type, const MutableKvBlock& key_block, const MutableKvBlock& value_block,
                   int slot, const Vector& key, const Vector& value) const {
-        const KvType type = parse_kv_type(kv_type);
-        require_head_dim(key.size());
+        const KvType type = kv_type_named(kv_type.c_str());
+        require_head_dim(type, key.size());
         require_equal(value.size(), key.size(), "value");
         require_block(key_block, type, key.size(), "key_block");
         require_block(value_block, type, key.size(), "value_block");
@@ -164,9 +158,9 @@ struct Kernels {
 
     auto attention_block(const std::string& kv_type, const KvBlock& key_block, const KvBlock& value_block,
                          const Matrix& query, const Indices& begin, const Indices& end) const {
-        const KvType type = parse_kv_type(kv_type);
+        const KvType type = kv_type_named(kv_type.c_str());
         const size_t num_queries = query.shape(0), head_dim = query.shape(1);
-        require_head_dim(head_dim);
+        require_head_dim(type, head_dim);
         require_block(key_block, type, head_dim, "key_block");
         require_block(value_block, type, head_dim, "value_block");
         require_equal(begin.size(), num_queries, "begin");
@@ -241,8 +235,8 @@ void bind_kernels(nb::module_& parent) {
         .def("kv_store", &Kernels::kv_store, nb::arg("kv_type"), nb::arg("key_block").noconvert(),
              nb::arg("value_block").noconvert(), nb::arg("slot"), nb::arg("key").noconvert(),
              nb::arg("value").noconvert(),
-             "Writes one token's key and value [head_dim] into slot 0..63 of a block: two arrays of any dtype with\n"
-             "64 * head_dim elements of kv_type 'f32', 'f16' or 'bf16'.")
+             "Writes one token's key and value [head_dim] into slot 0..63 of a block: two arrays of any\n"
+             "dtype with the bytes of 64 * head_dim elements of kv_type 'f32', 'f16', 'bf16' or 'q8'.")
         .def("attention_block", &Kernels::attention_block, nb::arg("kv_type"), nb::arg("key_block").noconvert(),
              nb::arg("value_block").noconvert(), nb::arg("query").noconvert(), nb::arg("begin").noconvert(),
              nb::arg("end").noconvert(),

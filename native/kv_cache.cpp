@@ -9,7 +9,7 @@ KvCache::KvCache(const Model& model, KvType type) : type_(type) {
     std::vector<size_t> group_bytes(model.kv_windows.size());
     for (const Layer& layer : model.layers) {
         layer_offsets_.push_back(group_bytes[layer.kv_group]);
-        head_bytes_.push_back(size_t{2} * kKvBlockSize * layer.head_dim * kv_element_size(type));
+        head_bytes_.push_back(size_t{2} * kv_block_bytes(type, layer.head_dim));
         group_bytes[layer.kv_group] += head_bytes_.back() * layer.num_kv_heads;
     }
     block_bytes_ = *std::max_element(group_bytes.begin(), group_bytes.end());

@@ -9,13 +9,10 @@
 // sign to it, which the closing + 0 makes invisible.
 #pragma once
 
-#include "simd.h"
-#include "vector_kernels.h"
+#include "kv_block.inl.h"
 
 namespace pellucid {
 inline namespace PELLUCID_SIMD_NAMESPACE {
-
-constexpr int kTokenGroups = kKvBlockSize / kLanes;
 
 // Register tiles: rows times vectors of accumulators, one vector of operands a column and one broadcast fit the
 // register file. Many rows amortize the conversion of 16-bit operands; few rows take more columns, for enough
@@ -35,59 +32,12 @@ constexpr int dim_tile(int) { return 1; }
 #endif
 constexpr int next_smaller_tile(int queries) { return queries > 6 ? 6 : queries - 1; }
 
-// Up to this many rows convert 16-bit elements tile by tile; more have the block converted first, which costs a fixed
+// Up to this many rows convert elements tile by tile; more have the block converted first, which costs a fixed
 // time and then saves a twelfth to a third of a tile's.
 constexpr int kMaxConvertingQueries = 32;
 // Up to this many rows wait for memory rather than arithmetic.
 constexpr int kMaxPrefetchingQueries = 6;
 static_assert(kQueryTile <= kMaxQueryTile);
-
-constexpr int padded(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
-
-// How a block's elements become floats. A key vector is 16 tokens at one dimension of a 16-token group; dimensions come
-// in pairs (kOdd = 0, 1), which the 16-bit types interleave.
-template <KvType>
-struct KvReader;
-
-template <>
-struct KvReader<KvType::kF32> {
-    using Element = float;
-    template <int kOdd>
-    PELLUCID_INLINE F32x16 key(const float* pair) {
-        return load(pair + kOdd * kLanes);
-    }
-    PELLUCID_INLINE F32x16 value(const float* p) { return load(p); }
-    PELLUCID_INLINE F32x16 value_partial(const float* p, int n) { return load_partial(p, n); }
-};
-
-template <>
-struct KvReader<KvType::kF16> {
-    using Element = uint16_t;
-    template <int kOdd>
-    PELLUCID_INLINE F32x16 key(const uint16_t* pair) {
-        return kOdd ? load_odd_f16(pair) : load_even_f16(pair);
-    }
-    PELLUCID_INLINE F32x16 value(const uint16_t* p) { return load_f16(p); }
-    PELLUCID_INLINE F32x16 value_partial(const uint16_t* p, int n) { return load_f16_partial(p, n); }
-};
-
-template <>
-struct KvReader<KvType::kBF16> {
-    using Element = uint16_t;
-    template <int kOdd>
-    PELLUCID_INLINE F32x16 key(const uint16_t* pair) {
-        return kOdd ? load_odd_bf16(pair) : load_even_bf16(pair);
-    }
-    PELLUCID_INLINE F32x16 value(const uint16_t* p) { return load_bf16(p); }
-    PELLUCID_INLINE F32x16 value_partial(const uint16_t* p, int n) { return load_bf16_partial(p, n); }
-};
-
-// The tokens that some row sees, in slots and in groups of 16.
-struct TokenRange {
-    int begin, end;
-    int first_group() const { return begin / kLanes; }
-    int end_group() const { return (end + kLanes - 1) / kLanes; }
-};
 
 static TokenRange visible_tokens(const int32_t* begin, const int32_t* end, int rows) {
     TokenRange range = {kKvBlockSize, 0};
@@ -104,14 +54,6 @@ static bool every_row_sees_all(const int32_t* begin, const int32_t* end, int row
     for (int i = 0; i < rows; ++i) all = all && begin[i] == 0 && end[i] == kKvBlockSize;
     return all;
 }
-
-template <typename Element>
-struct Block {
-    const Element* key;    // [64 / 16][head_dim / 2] pairs of 16-token vectors
-    const Element* value;  // [64][value_stride]
-    int value_stride;
-    int head_dim;
-};
 
 // Brings in the keys of 16 pairs of dimensions further on, and the values of the same tokens: a token group's values
 // lie as far into the value block as its keys into the key block. Blocks are scattered in memory, so that the
@@ -144,11 +86,21 @@ static void score_tile(const Block<typename KvReader<kType>::Element>& block, in
         PELLUCID_UNROLL
         for (int g = 0; g < kGroups; ++g) sum[i][g] = zero();
     }
+    [[maybe_unused]] F32x16 scale[kGroups] = {};
     for (int d = 0; d < head_dim; d += 2, key += 2 * kLanes) {
         if constexpr (kPrefetch) prefetch_tile<kGroups>(block, key, group_stride);
+        if constexpr (Reader::kScaled) {
+            if (d % kQuantBlockSize == 0) {
+                PELLUCID_UNROLL
+                for (int g = 0; g < kGroups; ++g) scale[g] = key_scales(block, group + g, d);
+            }
+        }
         F32x16 k[kGroups];
         PELLUCID_UNROLL
-        for (int g = 0; g < kGroups; ++g) k[g] = Reader::template key<0>(key + g * group_stride);
+        for (int g = 0; g < kGroups; ++g) {
+            k[g] = Reader::template key<0>(key + g * group_stride);
+            if constexpr (Reader::kScaled) k[g] = mul(k[g], scale[g]);
+        }
         PELLUCID_UNROLL
         for (int i = 0; i < kQueries; ++i) {
             const F32x16 q = broadcast(query[i * query_stride + d]);
@@ -156,7 +108,10 @@ static void score_tile(const Block<typename KvReader<kType>::Element>& block, in
             for (int g = 0; g < kGroups; ++g) sum[i][g] = fma(q, k[g], sum[i][g]);
         }
         PELLUCID_UNROLL
-        for (int g = 0; g < kGroups; ++g) k[g] = Reader::template key<1>(key + g * group_stride);
+        for (int g = 0; g < kGroups; ++g) {
+            k[g] = Reader::template key<1>(key + g * group_stride);
+            if constexpr (Reader::kScaled) k[g] = mul(k[g], scale[g]);
+        }
         PELLUCID_UNROLL
         for (int i = 0; i < kQueries; ++i) {
             const F32x16 q = broadcast(query[i * query_stride + d + 1]);
@@ -265,16 +220,23 @@ static void value_tile(const Block<typename KvReader<kType>::Element>& block, To
         for (int n = 0; n < kVectors; ++n) sum[i][n] = zero();
     }
     const auto* value = block.value + static_cast<int64_t>(range.begin) * block.value_stride + dim;
+    [[maybe_unused]] const float* scale = nullptr;
+    if constexpr (Reader::kScaled) scale = block.value_scale + range.begin * block.scales() + dim / kQuantBlockSize;
     for (int t = range.begin; t < range.end; ++t, value += block.value_stride) {
         F32x16 v[kVectors];
         PELLUCID_UNROLL
-        for (int n = 0; n < kVectors; ++n) v[n] = Reader::value(value + n * kLanes);
+        for (int n = 0; n < kVectors; ++n) {
+            v[n] = Reader::value(value + n * kLanes);
+            // Two vectors to a scale; a lone one finds its own.
+            if constexpr (Reader::kScaled) v[n] = mul(v[n], broadcast(scale[n / 2]));
+        }
         PELLUCID_UNROLL
         for (int i = 0; i < kQueries; ++i) {
             const F32x16 w = broadcast(weights[i * kKvBlockSize + t]);
             PELLUCID_UNROLL
             for (int n = 0; n < kVectors; ++n) sum[i][n] = fma(w, v[n], sum[i][n]);
         }
+        if constexpr (Reader::kScaled) scale += block.scales();
     }
     PELLUCID_UNROLL
     for (int i = 0; i < kQueries; ++i) {
@@ -340,39 +302,17 @@ static void attend_rows(const Block<typename KvReader<kType>::Element>& block, c
     }
 }
 
-// The visible groups of a block as float32, values padded to whole vectors.
-template <KvType kType>
-static Block<float> expand(const Block<typename KvReader<kType>::Element>& block, TokenRange range, float* scratch) {
-    using Reader = KvReader<kType>;
-    const int head_dim = block.head_dim, stride = padded(head_dim);
-    float* key = scratch;
-    float* value = scratch + kKvBlockSize * head_dim;
-    const int group_size = head_dim * kLanes;
-    for (int i = range.first_group() * group_size; i < range.end_group() * group_size; i += 2 * kLanes) {
-        store(key + i, Reader::template key<0>(block.key + i));
-        store(key + i + kLanes, Reader::template key<1>(block.key + i));
-    }
-    for (int t = range.begin; t < range.end; ++t) {
-        const auto* from = block.value + static_cast<int64_t>(t) * block.value_stride;
-        float* to = value + t * stride;
-        int d = 0;
-        for (; d + kLanes <= head_dim; d += kLanes) store(to + d, Reader::value(from + d));
-        if (d < head_dim) store(to + d, Reader::value_partial(from + d, head_dim - d));
-    }
-    return {key, value, stride, head_dim};
-}
-
 template <KvType kType>
 static void attend_block(const void* key_block, const void* value_block, int head_dim, const float* query,
                          int64_t query_stride, int num_queries, const int32_t* begin, const int32_t* end, float* max,
                          float* sum, float* out, float* scratch) {
-    using Element = typename KvReader<kType>::Element;
-    const Block<Element> block = {static_cast<const Element*>(key_block), static_cast<const Element*>(value_block),
-                                  head_dim, head_dim};
+    const TokenRange range = visible_tokens(begin, end, num_queries);
     float* scores = scratch;
-    float* expanded = scratch + kQueryTile * kKvBlockSize;
+    float* expanded = scores + kQueryTile * kKvBlockSize;
+    float* value_scales = expanded + kKvBlockSize * (head_dim + padded(head_dim));
+    const auto block = open_block<kType>(key_block, value_block, head_dim, range, value_scales);
     if (head_dim % kLanes != 0 || (kType != KvType::kF32 && num_queries > kMaxConvertingQueries)) {
-        const Block<float> floats = expand<kType>(block, visible_tokens(begin, end, num_queries), expanded);
+        const Block<float> floats = expand<kType>(block, range, expanded);
         attend_rows<KvType::kF32, kQueryTile, false>(floats, query, query_stride, num_queries, begin, end, max, sum,
                                                      out, scores);
     } else if (num_queries <= kMaxPrefetchingQueries) {
@@ -387,42 +327,11 @@ static void attend_block(const void* key_block, const void* value_block, int hea
 static void attention_block(KvType type, const void* key_block, const void* value_block, int head_dim,
                             const float* query, int64_t query_stride, int num_queries, const int32_t* begin,
                             const int32_t* end, float* max, float* sum, float* out, float* scratch) {
-    const auto attend = type == KvType::kF32   ? attend_block<KvType::kF32>
-                        : type == KvType::kF16 ? attend_block<KvType::kF16>
-                                               : attend_block<KvType::kBF16>;
+    const auto attend = type == KvType::kF32    ? attend_block<KvType::kF32>
+                        : type == KvType::kF16  ? attend_block<KvType::kF16>
+                        : type == KvType::kBF16 ? attend_block<KvType::kBF16>
+                                                : attend_block<KvType::kQ8>;
     attend(key_block, value_block, head_dim, query, query_stride, num_queries, begin, end, max, sum, out, scratch);
-}
-
-template <typename Element>
-static void scatter_key(Element* key_block, const Element* key, int head_dim, int slot) {
-    // [group][dim / pair][token][pair]: 16-bit dimensions go in pairs, floats one by one.
-    constexpr int kPair = 4 / sizeof(Element);
-    const int group = slot / kLanes, token = slot % kLanes;
-    Element* to = key_block + static_cast<int64_t>(group) * head_dim * kLanes + token * kPair;
-    for (int d = 0; d < head_dim; d += kPair, to += kPair * kLanes) memcpy(to, key + d, 4);
-}
-
-template <void (*kStore)(uint16_t*, F32x16), void (*kStorePartial)(uint16_t*, F32x16, int)>
-static void narrow(const float* x, int n, uint16_t* out) {
-    int i = 0;
-    for (; i + kLanes <= n; i += kLanes) kStore(out + i, load(x + i));
-    if (i < n) kStorePartial(out + i, load_partial(x + i, n - i), n - i);
-}
-
-static void kv_store(KvType type, void* key_block, void* value_block, int head_dim, int slot, const float* key,
-                     const float* value) {
-    const int64_t row = static_cast<int64_t>(slot) * head_dim;
-    if (type == KvType::kF32) {
-        scatter_key(static_cast<float*>(key_block), key, head_dim, slot);
-        memcpy(static_cast<float*>(value_block) + row, value, sizeof(float) * static_cast<unsigned>(head_dim));
-        return;
-    }
-    const auto to_16_bits =
-        type == KvType::kF16 ? narrow<store_f16, store_f16_partial> : narrow<store_bf16, store_bf16_partial>;
-    to_16_bits(value, head_dim, static_cast<uint16_t*>(value_block) + row);
-    uint16_t key_16_bits[kMaxHeadDim];
-    to_16_bits(key, head_dim, key_16_bits);
-    scatter_key(static_cast<uint16_t*>(key_block), key_16_bits, head_dim, slot);
 }
 
 static void scale_and_add(float* running, float keep, const float* out, float gain, int n) {

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "cpu_info.h"
@@ -55,7 +56,7 @@ void fill(Aligned<float>& a, float sigma) {
 // num_blocks KV blocks of normally distributed keys and values.
 struct Cache {
     Cache(const VectorKernels& kernels, KvType type, int head_dim, int num_blocks)
-        : block_bytes(static_cast<size_t>(pellucid::kKvBlockSize * head_dim * kv_element_size(type))),
+        : block_bytes(static_cast<size_t>(pellucid::kv_block_bytes(type, head_dim))),
           bytes(2 * block_bytes * static_cast<size_t>(num_blocks)) {
         Aligned<float> row(static_cast<size_t>(head_dim) * 7);
         fill(row, 1.0f);
@@ -104,21 +105,19 @@ struct Attention {
     std::vector<int32_t> begin, end;
 };
 
-const char* type_name(KvType type) { return type == KvType::kF32 ? "f32" : type == KvType::kF16 ? "f16" : "bf16"; }
-
 constexpr double kPeakSeconds = 0.2;
 
 void prefill(const VectorKernels& kernels) {
     const double peak = pellucid::measure_f32_peak(1, kernels.name, kPeakSeconds);
     std::printf("\nattention_block, a block in cache; float32 peak %.0f GFLOP/s\n", peak * 1e-9);
     std::printf("%-6s %9s %8s %10s %6s %10s\n", "type", "head_dim", "queries", "GFLOP/s", "peak", "us");
-    for (KvType type : {KvType::kBF16, KvType::kF16, KvType::kF32}) {
+    for (KvType type : {KvType::kBF16, KvType::kF16, KvType::kF32, KvType::kQ8}) {
         for (int head_dim : {64, 128, 256}) {
             for (int queries : {1, 3, 16, 64, 192}) {
                 Attention attention(kernels, type, head_dim, queries, 1);
                 const double seconds = seconds_per_call([&] { attention.run(0); });
                 const double flops = 4.0 * queries * pellucid::kKvBlockSize * head_dim / seconds;
-                std::printf("%-6s %9d %8d %10.1f %5.0f%% %10.2f\n", type_name(type), head_dim, queries, flops * 1e-9,
+                std::printf("%-6s %9d %8d %10.1f %5.0f%% %10.2f\n", kv_type_name(type), head_dim, queries, flops * 1e-9,
                             100.0 * flops / peak, seconds * 1e6);
             }
         }
@@ -141,11 +140,10 @@ void decode(const VectorKernels& kernels) {
     const double bandwidth = pellucid::measure_read_bandwidth(1, kCacheBytes, kPeakSeconds);
     std::printf("\nattention_block + fold over 128 MiB of cache; read bandwidth %.1f GB/s\n", bandwidth * 1e-9);
     std::printf("%-6s %9s %8s %8s %6s\n", "type", "head_dim", "queries", "GB/s", "limit");
-    for (KvType type : {KvType::kBF16, KvType::kF32}) {
+    for (KvType type : {KvType::kF16, KvType::kBF16, KvType::kF32, KvType::kQ8}) {
         for (int head_dim : {64, 256}) {
             for (int queries : {1, 3, 4}) {
-                const auto blocks =
-                    static_cast<int>(kCacheBytes / (2 * pellucid::kKvBlockSize * head_dim * kv_element_size(type)));
+                const auto blocks = static_cast<int>(kCacheBytes / (2 * pellucid::kv_block_bytes(type, head_dim)));
                 Attention attention(kernels, type, head_dim, queries, blocks);
                 Aligned<float> max(attention.rows()), sum(attention.rows()), out(attention.out.size);
                 const double seconds = seconds_per_call([&] {
@@ -156,7 +154,7 @@ void decode(const VectorKernels& kernels) {
                     }
                 });
                 const double speed = static_cast<double>(attention.cache.bytes.size) / seconds;
-                std::printf("%-6s %9d %8d %8.1f %5.0f%%\n", type_name(type), head_dim, queries, speed * 1e-9,
+                std::printf("%-6s %9d %8d %8.1f %5.0f%%\n", kv_type_name(type), head_dim, queries, speed * 1e-9,
                             100.0 * speed / bandwidth);
             }
         }
@@ -186,13 +184,15 @@ void row_kernels(const VectorKernels& kernels) {
     }
     report("rope", [&] { kernels.rope(out.data, x.data, y.data, kSize); });
     report("all_finite", [&] { kernels.all_finite(x.data, kSize); });
-    Cache cache(kernels, KvType::kBF16, 64, 1);
-    int slot = 0;
-    report("kv_store 64 bf16", [&] {
-        for (int i = 0; i < 24; ++i) {
-            kernels.kv_store(KvType::kBF16, cache.key(0), cache.value(0), 64, slot = (slot + 1) % 64, x.data, y.data);
-        }
-    });
+    for (KvType type : {KvType::kF16, KvType::kQ8}) {
+        Cache cache(kernels, type, 64, 1);
+        int slot = 0;
+        report((std::string("kv_store 64 ") + kv_type_name(type)).c_str(), [&] {
+            for (int i = 0; i < 24; ++i) {
+                kernels.kv_store(type, cache.key(0), cache.value(0), 64, slot = (slot + 1) % 64, x.data, y.data);
+            }
+        });
+    }
 }
 
 }  // namespace

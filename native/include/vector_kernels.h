@@ -8,7 +8,10 @@
 
 namespace pellucid {
 
-enum class KvType : int { kF32 = 0, kF16 = 1, kBF16 = 2 };
+enum class KvType : int { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8 = 3 };
+
+const char* kv_type_name(KvType type);
+KvType kv_type_named(const char* name);  // throws std::invalid_argument
 
 constexpr int kKvBlockSize = 64;     // tokens a KV block holds
 constexpr int kQuantBlockSize = 32;  // activations that share one scale
@@ -16,7 +19,14 @@ constexpr int kLowSteps = 256;       // steps of a second byte in one of the fir
 constexpr int kMaxHeadDim = 512;     // head_dim is a multiple of 2 up to this
 constexpr int kMaxQueryTile = 12;    // query rows that an attention kernel takes at a time, at most
 
-constexpr int kv_element_size(KvType type) { return type == KvType::kF32 ? 4 : 2; }
+// Bytes of one KV head's key block, and of its value block. Q8 has an f16 scale for each 32 values of a token.
+constexpr int64_t kv_block_bytes(KvType type, int head_dim) {
+    if (type == KvType::kQ8) return int64_t{kKvBlockSize} * (head_dim + head_dim / kQuantBlockSize * 2);
+    return int64_t{kKvBlockSize} * head_dim * (type == KvType::kF32 ? 4 : 2);
+}
+
+// What head_dim is a multiple of.
+constexpr int kv_head_dim_step(KvType type) { return type == KvType::kQ8 ? kQuantBlockSize : 2; }
 
 struct VectorKernels {
     const char* name;
@@ -45,6 +55,10 @@ struct VectorKernels {
     // Writes one token's key and value (float32 [head_dim]) into slot `slot` of one KV head's block.
     // Key block:   16-bit types [64 / 16][head_dim / 2][16 tokens][2], f32 [64 / 16][head_dim][16 tokens].
     // Value block: [64 tokens][head_dim].
+    // Q8 is GGUF's Q8_0: int8 with an f16 scale for each 32 dimensions of a token; the scales lie in front.
+    // Key block:   f16 [64 / 16][head_dim / 32][16 tokens], int8 [64 / 16][head_dim][16 tokens].
+    // Value block: f16 [64 tokens][head_dim / 32], int8 [64 tokens][head_dim].
+    // Values of 32 that are not finite, or too large for an f16 scale, get a scale of NaN.
     void (*kv_store)(KvType type, void* key_block, void* value_block, int head_dim, int slot, const float* key,
                      const float* value);
 

@@ -1,5 +1,7 @@
-// Activations to symmetric int8 in blocks of 32, for the instruction set of the including file.
+// Symmetric int8 in blocks of 32, for the instruction set of the including file: activations, and Q8_0 for the KV
+// cache.
 //
+// Activations:
 // q = round(x * (127 / max|x|)), a multiplication by the rounded reciprocal of the scale: |q| <= 127 always, since the
 // product exceeds 127 by at most two units in the last place. A block whose scale would be subnormal
 // (max|x| < 2^-118) counts as zeros: its reciprocal would overflow. A block with an inf or NaN gets q = 0 and scale
@@ -7,6 +9,7 @@
 #pragma once
 
 #include "simd.h"
+#include "vector_kernels.h"
 
 namespace pellucid {
 inline namespace PELLUCID_SIMD_NAMESPACE {
@@ -95,6 +98,38 @@ static int32_t quantize_rest(const float* x, const int8_t* q, float scale, int8_
         store_i8(low + i * kLanes, level[i]);
     }
     return reduce_add(add(level[0], level[1]));
+}
+
+// To the nearest integer, halves away from zero, as C's roundf. |x| < 2^22.
+PELLUCID_INLINE I32x16 round_half_away(F32x16 x) {
+    const F32x16 magnitude = abs(x);
+    const I32x16 even = to_i32(magnitude);
+    const Mask16 rounded_down = equal(sub(magnitude, to_f32(even)), broadcast(0.5f));
+    const I32x16 rounded = select(rounded_down, add(even, broadcast_i32(1)), even);
+    return select(less(x, zero()), sub(broadcast_i32(0), rounded), rounded);
+}
+
+// GGUF's Q8_0 as ggml makes it (src/pellucid/quant/blocks.py): scale[b] = max|x| / 127, to become f16, and
+// q = roundf(x * (1 / scale)) with the scale before that rounding. As above, a block with max|x| < 2^-118 counts as
+// zeros; one that is not finite, or whose scale is beyond f16, gets q = 0 and scale NaN. n is a multiple of 32.
+static void quantize_q8_0(const float* x, int n, int8_t* q, float* scale) {
+    constexpr int kBlock = 32;
+    for (int b = 0; b < n / kBlock; ++b, x += kBlock, q += kBlock) {
+        const F32x16 low = load(x), high = load(x + kLanes);
+        const float largest = float_from_bits(reduce_max(max(abs_bits(low), abs_bits(high))));
+        float d = largest / 127.0f;
+        const bool fits_f16 = d < 65520.0f;  // a NaN does not
+        if (!fits_f16) d = __builtin_nanf("");
+        if (largest < 0x1p-118f) d = 0.0f;
+        scale[b] = d;
+        if (d > 0.0f) {
+            const F32x16 inverse = broadcast(1.0f / d);
+            store_i8(q, round_half_away(mul(low, inverse)));
+            store_i8(q + kLanes, round_half_away(mul(high, inverse)));
+        } else {
+            memset(q, 0, kBlock);
+        }
+    }
 }
 
 }  // namespace PELLUCID_SIMD_NAMESPACE

@@ -15,7 +15,7 @@ from pellucid.core.errors import BackendError
 from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
-from tests.support.tiny_models import group_blocks, make_batch, num_kv_groups, write_tiny_model
+from tests.support.tiny_models import HEADS_OF_32, group_blocks, make_batch, num_kv_groups, write_tiny_model
 
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(0, VOCAB_SIZE, 200)]
 NUM_BLOCKS = 9
@@ -23,7 +23,8 @@ NUM_BLOCKS = 9
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
 def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf", request.param, vocab_size=VOCAB_SIZE)
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    return write_tiny_model(path, request.param, metadata=HEADS_OF_32[request.param], vocab_size=VOCAB_SIZE)
 
 
 def load(model_path: Path, name: str, dtype: str) -> Backend:

@@ -36,10 +36,10 @@ def tiny_model(folder: Path, architecture: str) -> Path:
     return write_tiny_model(folder / "tiny.gguf", architecture, vocab_size=VOCAB_SIZE)
 
 
-def load(path: Path, name: Any, threads: int | None = None) -> Backend:
+def load(path: Path, name: Any, threads: int | None = None, kv_cache_dtype: Any = "f16") -> Backend:
     with open_model(path) as model_file:
         try:
-            return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype="f16")
+            return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype=kv_cache_dtype)
         except BackendError as error:
             if "not installed" in error.message:
                 pytest.skip("the native core is not built")
@@ -79,6 +79,17 @@ def test_every_schedule_gives_the_same_bits(architecture: str, tmp_path: Path) -
     assert runs["cached"].num_cached_tokens > 10_000
     reasons = [output.finish_reason for answer in wanted.answers for output in answer]
     assert reasons.count("stop") > 10 < reasons.count("length")
+
+
+def test_q8_keys_and_values_give_the_same_bits(tmp_path: Path) -> None:
+    requests = requests_for(12)
+    path = tiny_model(tmp_path, "gemma3")
+    backend = load(path, "cpu", threads=1, kv_cache_dtype="q8")
+    wanted = alone(backend, requests)
+    for schedule in SCHEDULES:
+        assert scheduled(backend, requests, schedule) == wanted, schedule
+    backend.close()
+    assert scheduled(load(path, "cpu", threads=2, kv_cache_dtype="q8"), requests, "batched") == wanted
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

@@ -24,7 +24,7 @@ from pellucid.weights.loader import open_model
 from tests.support.engines import CheckedEngine, answer_alone, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import FakeTokenizer
-from tests.support.tiny_models import write_tiny_model
+from tests.support.tiny_models import HEADS_OF_32, write_tiny_model
 
 WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 100, 100, 30), (70,), (None, None, 200)]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=1)
@@ -449,7 +449,8 @@ def real_engine(backend: Backend, **options: Any) -> CheckedEngine:
     ("name", "dtype"), [*(("cpu", dtype) for dtype in get_args(KVCacheDtype)), ("reference", "bf16")]
 )
 def test_the_bits_after_a_load_are_those_without(tmp_path: Path, architecture: str, name: str, dtype: str) -> None:
-    model_path = write_tiny_model(tmp_path / "tiny.gguf", architecture, vocab_size=VOCAB_SIZE)
+    metadata = HEADS_OF_32[architecture]
+    model_path = write_tiny_model(tmp_path / "tiny.gguf", architecture, metadata=metadata, vocab_size=VOCAB_SIZE)
     backend = load(model_path, name, dtype)
     prompt = TOKENS[:230]
     computed = ask(real_engine(backend, enable_prefix_caching=False), "alone", prompt).outputs

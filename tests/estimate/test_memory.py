@@ -1,20 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.backends.registry import load_backend
-from pellucid.core.config import BackendConfig
+from pellucid.core.config import BackendConfig, KVCacheDtype
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
 from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.estimate import memory
 from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory, kv_bytes_per_block, kv_bytes_per_token
 from pellucid.weights.loader import open_model
-from tests.support.tiny_models import GEMMA3, LLAMA, tiny_spec, write_tiny_model
+from tests.support.tiny_models import GEMMA3, HEADS_OF_32, LLAMA, tiny_spec, write_tiny_model
 
 
 def test_kv_bytes_per_block() -> None:
@@ -22,9 +22,18 @@ def test_kv_bytes_per_block() -> None:
     assert kv_bytes_per_block(tiny_spec(LLAMA), "f32") == 2 * 2 * 2 * 16 * 64 * 4
     assert kv_bytes_per_block(tiny_spec(LLAMA), "bf16") == 2 * 2 * 2 * 16 * 64 * 2
     assert kv_bytes_per_block(tiny_spec(GEMMA3), "f16") == 2 * 1 * 32 * 64 * 2  # seven groups of a layer
+    assert kv_bytes_per_block(tiny_spec(GEMMA3), "q8") == 2 * 1 * 34 * 64
     assert kv_bytes_per_token(tiny_spec(GEMMA3), "f16") == 7 * 2 * 1 * 32 * 2
-    with pytest.raises(InvalidRequestError, match="bf16, f16, f32"):
+    assert kv_bytes_per_token(tiny_spec(GEMMA3), "q8") == 7 * 2 * 1 * 34
+    with pytest.raises(InvalidRequestError, match="f16, bf16, f32, q8"):
         kv_bytes_per_block(tiny_spec(LLAMA), "int3")
+    with pytest.raises(InvalidRequestError, match=r"kv_cache_dtype 'q8'.*head_dim 16: use one of f16, bf16, f32") as e:
+        kv_bytes_per_block(tiny_spec(LLAMA), "q8")
+    assert e.value.param == "kv_cache_dtype"
+
+
+def test_every_dtype_has_a_format() -> None:
+    assert tuple(memory.KV_FORMATS) == get_args(KVCacheDtype)
 
 
 def decide(**changes: Any) -> KVCapacity:
@@ -115,10 +124,11 @@ def test_free_memory_obeys_the_control_group(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "f16", "f32", "q8"])
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_backends_take_what_the_formula_says(name: Any, architecture: str, kv_cache_dtype: str, tmp_path: Path) -> None:
-    with open_model(write_tiny_model(tmp_path / "tiny.gguf", architecture)) as model_file:
+    path = write_tiny_model(tmp_path / "tiny.gguf", architecture, metadata=HEADS_OF_32[architecture])
+    with open_model(path) as model_file:
         try:
             backend = load_backend(model_file, BackendConfig(name, 1), kv_cache_dtype=kv_cache_dtype)
         except BackendError:

@@ -9,13 +9,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pellucid.quant.formats import BlockFormat, dequantize
+from pellucid.quant.formats import quantize as encode
+
 native = pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
 
 Array = NDArray[Any]
 SETS: dict[str, Any] = native.kernels.instruction_sets
 EPS = float(np.finfo(np.float32).eps)
-KV_TYPES = ("f32", "f16", "bf16")
+KV_TYPES = ("f32", "f16", "bf16", "q8")
 BLOCK = 64
+F16_NAN = 0x7E00
+
+
+def head_dims(kv_type: str, *sizes: int) -> list[int]:
+    """Those of `sizes` that `kv_type` can store."""
+    return [size for size in sizes if kv_type != "q8" or size % 32 == 0]
+
+
+def kinds(*sizes: int) -> list[tuple[str, int]]:
+    return [(kv_type, size) for kv_type in KV_TYPES for size in head_dims(kv_type, *sizes)]
 
 
 @pytest.fixture(params=list(SETS))
@@ -256,23 +269,44 @@ def narrow(x: Array, kv_type: str) -> Array:
     return to_bf16(x) if kv_type == "bf16" else x.astype(np.float16 if kv_type == "f16" else np.float32)
 
 
-def widen(x: Array, kv_type: str) -> Array:
-    return (x.astype(np.uint32) << 16).view(np.float32) if kv_type == "bf16" else x.astype(np.float32)
+def to_q8(x: Array) -> tuple[Array, Array]:
+    """Scales, uint16 [64, head_dim / 32], and int8 [64, head_dim]: Q8_0, with what that refuses as scale NaN."""
+    blocks = x.reshape(-1, 32)
+    with np.errstate(invalid="ignore"):
+        sound = np.abs(blocks).max(axis=1) / np.float32(127) < 65520
+    data = encode(np.where(sound[:, None], blocks, np.float32(0)), BlockFormat.Q8_0)
+    scales = np.where(sound, data[:, :2].copy().view(np.uint16)[:, 0], np.uint16(F16_NAN))
+    return scales.reshape(len(x), -1), data[:, 2:].copy().view(np.int8).reshape(x.shape)
+
+
+def stored(x: Array, kv_type: str) -> Array:
+    """What is read back, float32."""
+    if kv_type == "q8":
+        return dequantize(encode(x, BlockFormat.Q8_0), BlockFormat.Q8_0)
+    found = narrow(x, kv_type)
+    return (found.astype(np.uint32) << 16).view(np.float32) if kv_type == "bf16" else found.astype(np.float32)
+
+
+def joined(scales: Array, q: Array) -> Array:
+    return np.frombuffer(scales.tobytes() + q.tobytes(), np.uint8).copy()
 
 
 def pack_keys(keys: Array, kv_type: str) -> Array:
     """[64, head_dim] -> the key block's order."""
+    if kv_type == "q8":
+        return joined(*(part.reshape(4, 16, -1).transpose(0, 2, 1) for part in to_q8(keys)))
     pair = 1 if kv_type == "f32" else 2
     grouped = narrow(keys, kv_type).reshape(4, 16, keys.shape[1] // pair, pair)
     return np.ascontiguousarray(grouped.transpose(0, 2, 1, 3)).reshape(-1)
 
 
 def pack_values(values: Array, kv_type: str) -> Array:
+    if kv_type == "q8":
+        return joined(*to_q8(values))
     return np.ascontiguousarray(narrow(values, kv_type)).reshape(-1)
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
-@pytest.mark.parametrize("head_dim", [2, 8, 16, 34, 64, 80, 256, 512])
+@pytest.mark.parametrize(("kv_type", "head_dim"), kinds(2, 8, 16, 32, 34, 64, 80, 96, 256, 512))
 def test_kv_store_writes_one_slot_of_the_documented_layout(kernels: Any, kv_type: str, head_dim: int) -> None:
     keys, values = normal(BLOCK, head_dim, seed=1, scale=100), normal(BLOCK, head_dim, seed=2, scale=1e-4)
     key_block, value_block = pack_keys(np.zeros_like(keys), kv_type), pack_values(np.zeros_like(values), kv_type)
@@ -299,6 +333,68 @@ def test_kv_store_rounds_as_the_formats_do(kernels: Any, kv_type: str) -> None:
             wanted = narrow(row, kv_type).view(np.uint16)
         assert_same_bits(value_block[:512], wanted)
         assert_same_bits(key_block.reshape(4, 256, 16, 2)[0, :, 0].reshape(-1), wanted)
+
+
+def store_q8(kernels: Any, row: Array) -> tuple[Array, Array]:
+    """Scales as uint16 and int8 values of `row` [head_dim], which the key and the value agree on."""
+    n, scales = row.size, row.size // 32
+    key_block, value_block = np.zeros(BLOCK * scales * 34, np.uint8), np.zeros(BLOCK * scales * 34, np.uint8)
+    kernels.kv_store("q8", key_block, value_block, 0, row, row)
+    split = 2 * BLOCK * scales
+    scale, q = value_block[:split].view(np.uint16)[:scales], value_block[split:].view(np.int8)[:n]
+    assert_same_bits(key_block[:split].view(np.uint16).reshape(4, scales, 16)[0, :, 0].copy(), scale)
+    assert_same_bits(key_block[split:].view(np.int8).reshape(4, n, 16)[0, :, 0].copy(), q)
+    return scale, q
+
+
+def check_q8_store(kernels: Any) -> None:
+    # From scales that vanish in f16, through its subnormal numbers, to its largest; 15.5 puts every level on a half.
+    magnitudes = np.exp2(np.linspace(-40, 22.5, 640)).astype(np.float32)
+    x = normal(640, 32, seed=6) * magnitudes[:, None]
+    halves = (np.arange(-16, 16) + np.float32(0.5)) * np.exp2(np.arange(-20, 12)[:, None]).astype(np.float32)
+    halves[:, 0] = 127 * np.exp2(np.arange(-20, 12))
+    for row in np.concatenate([x, halves]).astype(np.float32).reshape(-1, 512):
+        scales, q = to_q8(row.reshape(1, -1))
+        for found, wanted in zip(store_q8(kernels, row), (scales[0], q[0]), strict=True):
+            assert_same_bits(found, wanted)
+
+
+def test_q8_is_stored_as_gguf_does(kernels: Any) -> None:
+    check_q8_store(kernels)
+
+
+def test_q8_check_catches_the_rounding_of_activations(kernels: Any) -> None:
+    def to_even(kv_type: str, key_block: Array, value_block: Array, slot: int, key: Array, value: Array) -> None:
+        kernels.kv_store(kv_type, key_block, value_block, slot, key, value)
+        split = 2 * BLOCK * (key.size // 32)
+        q = kernels.quantize(key)[0].view(np.uint8)
+        value_block[split : split + key.size] = q
+        key_block[split:].reshape(4, key.size, 16)[0, :, 0] = q
+
+    with pytest.raises(AssertionError):
+        check_q8_store(Altered(kernels, "kv_store", to_even))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 8.4e6 * 127, -3e38])
+def test_q8_marks_what_it_cannot_hold(kernels: Any, bad: float) -> None:
+    row = normal(96)
+    scale, q = store_q8(kernels, row)
+    row[40] = bad
+    bad_scale, bad_q = store_q8(kernels, row)
+    assert bad_scale[1] == F16_NAN
+    assert not bad_q[32:64].any()
+    for block in (0, 2):
+        assert bad_scale[block] == scale[block]
+        assert_same_bits(bad_q[32 * block : 32 * block + 32], q[32 * block : 32 * block + 32])
+
+
+def test_q8_holds_the_largest_scale_and_zeros(kernels: Any) -> None:
+    row = np.zeros(128, np.float32)
+    row[0], row[32], row[64] = 127 * 65504, -127 * 65519, 1e-44
+    scale, q = store_q8(kernels, row)
+    assert scale.view(np.float16).tolist() == [65504, 65504, 0, 0]
+    assert q[[0, 32]].tolist() == [127, -127]
+    assert not q[64:].any()
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
@@ -330,8 +426,8 @@ class Case:
 
     def wanted(self) -> tuple[Array, Array, Array, Array, Array]:
         """max, sum, out in float64, and error bounds for the scores and the output."""
-        keys = widen(narrow(self.keys, self.kv_type), self.kv_type).astype(np.float64)
-        values = widen(narrow(self.values, self.kv_type), self.kv_type).astype(np.float64)
+        keys = stored(self.keys, self.kv_type).astype(np.float64)
+        values = stored(self.values, self.kv_type).astype(np.float64)
         query = self.query.astype(np.float64)
         slots = np.arange(BLOCK)
         seen = (slots >= self.begin[:, None]) & (slots < self.end[:, None])
@@ -351,11 +447,47 @@ def check_attention(kernels: Any, case: Case) -> None:
     assert_close(found_out, out, out_bound)
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
-@pytest.mark.parametrize("head_dim", [2, 8, 16, 24, 64, 80, 96, 128, 256, 512])
+@pytest.mark.parametrize(("kv_type", "head_dim"), kinds(2, 8, 16, 24, 32, 64, 80, 96, 128, 256, 512))
 def test_attention_block(kernels: Any, kv_type: str, head_dim: int) -> None:
     for num_queries in (1, 2, 3, 4, 5, 6, 7, 16, 35):
         check_attention(kernels, Case(kv_type, head_dim, num_queries, seed=num_queries))
+
+
+def check_q8_attention(kernels: Any) -> None:
+    for head_dim in (32, 64, 96, 256):
+        for num_queries in (1, 3, 6, 13, 32, 33, 70):  # beyond 32 rows the block becomes float32 first
+            case = Case("q8", head_dim, num_queries, seed=num_queries)
+            found = case.run(kernels)
+            case.keys, case.values, case.kv_type = stored(case.keys, "q8"), stored(case.values, "q8"), "f32"
+            for part, wanted in zip(found, case.run(kernels), strict=True):
+                assert_same_bits(part, wanted)
+
+
+def test_q8_attention_is_that_of_the_decoded_block_to_the_bit(kernels: Any) -> None:
+    check_q8_attention(kernels)
+
+
+def test_q8_check_catches_another_order_of_operations(kernels: Any) -> None:
+    def backwards(kv_type: str, keys: Array, values: Array, query: Array, begin: Array, end: Array) -> Any:
+        """The same products, added up from the last dimension to the first."""
+        if kv_type == "q8":
+            head_dim = query.shape[1]
+            split = 2 * BLOCK * (head_dim // 32)
+            scales = keys[:split].view(np.uint16).reshape(4, -1, 16)[:, ::-1]
+            keys = joined(scales, keys[split:].reshape(4, head_dim, 16)[:, ::-1])
+            query = np.ascontiguousarray(query[:, ::-1])
+        return kernels.attention_block(kv_type, keys, values, query, begin, end)
+
+    with pytest.raises(AssertionError):
+        check_q8_attention(Altered(kernels, "attention_block", backwards))
+
+
+def test_q8_scales_of_nan_show(kernels: Any) -> None:
+    case = Case("q8", 64, 3)
+    case.keys[5, 40] = np.inf
+    case.begin[:], case.end[:] = (0, 6, 0), (6, BLOCK, BLOCK)
+    out = case.run(kernels)[2]
+    assert np.isnan(out[[0, 2]]).all()
 
 
 def test_attention_block_unmasked(kernels: Any) -> None:
@@ -392,7 +524,7 @@ def test_softmax_weights_are_accurate(kernels: Any) -> None:
 
 def check_row_independence(kernels: Any) -> None:
     for kv_type in KV_TYPES:
-        for head_dim in (8, 64, 80, 256):
+        for head_dim in head_dims(kv_type, 8, 64, 80, 96, 256):
             case = Case(kv_type, head_dim, 37, seed=head_dim)
             whole = case.run(kernels)
             for size in (1, 3, 5, 17):
@@ -427,7 +559,7 @@ def test_a_zero_output_has_the_same_sign_beside_a_neighbour_that_sees_more(kerne
 
 
 def check_unseen_slots(kernels: Any, kv_type: str) -> None:
-    for head_dim in (8, 64, 128):
+    for head_dim in head_dims(kv_type, 8, 64, 128):
         for num_queries in (1, 5, 23):
             case = Case(kv_type, head_dim, num_queries, seed=num_queries)
             case.begin[:], last = np.maximum(case.begin, 3), case.end.max()
@@ -561,8 +693,8 @@ def results(kernels: Any) -> Iterator[Array]:
     q, d, _, _ = kernels.quantize(x)
     yield kernels.quantize_rest(x, q, d[0])[0]
     for kv_type in KV_TYPES:
-        for head_dim in (2, 24, 64, 256):
-            for num_queries in (1, 6, 19):
+        for head_dim in head_dims(kv_type, 2, 24, 64, 96, 256):
+            for num_queries in (1, 6, 19, 40):
                 case = Case(kv_type, head_dim, num_queries)
                 state, block = running(num_queries, head_dim), case.run(kernels)
                 yield from block
@@ -570,12 +702,13 @@ def results(kernels: Any) -> Iterator[Array]:
                 case.query *= np.float32(1.3)
                 kernels.attention_fold(*state, *case.run(kernels))
                 yield from state
-            blocks = np.zeros((2, BLOCK * head_dim), np.float32)
-            half = blocks if kv_type == "f32" else blocks.astype(np.uint16)
+            empty = np.zeros((BLOCK, head_dim), np.float32)
+            key_block, value_block = pack_keys(empty, kv_type), pack_values(empty, kv_type)
             for slot in range(0, BLOCK, 7):
                 key, value = normal(2, head_dim, seed=slot, scale=1e3)
-                kernels.kv_store(kv_type, half[0], half[1], slot, key, value)
-            yield half
+                kernels.kv_store(kv_type, key_block, value_block, slot, key, value)
+            yield key_block
+            yield value_block
 
 
 def check_same_results(a: Any, b: Any) -> None:
@@ -619,7 +752,11 @@ def test_wrong_arguments_are_refused(kernels: Any) -> None:
         kernels.rms_norm(x.astype(np.float64), x, 1e-5)
     with pytest.raises(ValueError, match="multiple of 32"):
         kernels.quantize(x[:33])
-    with pytest.raises(ValueError, match="kv_type is 'q8'"):
+    with pytest.raises(ValueError, match="no KV cache type 'q3'; there are f16, bf16, f32, q8"):
+        kernels.kv_store("q3", block, block, 0, x, x)
+    with pytest.raises(ValueError, match="head_dim is 48, expected a multiple of 32 up to 512"):
+        kernels.kv_store("q8", block, block, 0, x[:48], x[:48])
+    with pytest.raises(ValueError, match="key_block has 16384 bytes, expected 4352"):
         kernels.kv_store("q8", block, block, 0, x, x)
     with pytest.raises(ValueError, match="slot is 64"):
         kernels.kv_store("f32", block, block, 64, x, x)

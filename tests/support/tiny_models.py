@@ -49,6 +49,16 @@ GEMMA3: dict[str, Any] = {
 
 METADATA = {"llama": LLAMA, "gemma3": GEMMA3}
 
+HEADS_OF_32: dict[str, dict[str, Any]] = {
+    "llama": {
+        "llama.attention.key_length": 32,
+        "llama.attention.value_length": 32,
+        "llama.rope.dimension_count": 32,
+    },
+    "gemma3": {},
+}
+"""What makes each of METADATA fit a KV cache of q8, whose blocks are of 32."""
+
 
 def tiny_spec(
     metadata: Mapping[str, Any], *, vocab_size: int = 128, tied: bool = True, bias: bool = False

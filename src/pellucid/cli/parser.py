@@ -82,7 +82,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--kv-cache-dtype",
         default="f16",
         metavar="DTYPE",
-        help="how the KV cache is stored: f16, bf16 or f32 (default: f16)",
+        help="how the KV cache is stored: f16, bf16, f32 or q8, half as large as f16 (default: f16)",
     )
 
 

@@ -14,7 +14,7 @@ MAX_NUM_BATCHED_TOKENS = 2**20
 MAX_THREADS = 1024
 MAX_MEMORY = 2**63 - 1
 
-KVCacheDtype = Literal["f16", "bf16", "f32"]
+KVCacheDtype = Literal["f16", "bf16", "f32", "q8"]
 BackendName = Literal["auto", "cpu", "reference"]
 
 

@@ -87,7 +87,7 @@ class LLM:
             seed: from which requests without a seed draw theirs, by order of arrival; None takes the operating system's
                 entropy.
             backend: "cpu" (the native core), "reference" (numpy, slow), or "auto": the native core where installed.
-            kv_cache_dtype: how keys and values are stored: "f16", "bf16" or "f32".
+            kv_cache_dtype: how keys and values are stored: "f16", "bf16", "f32" or "q8" (docs/kernels.md).
             max_num_seqs: most sequences in one step.
             max_num_batched_tokens: most tokens in one step; a longer prefill is cut into chunks.
             kv_cache_memory: bytes for the KV cache; None takes up to half of the memory that is free once the weights

@@ -11,20 +11,22 @@ from typing import NamedTuple
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.errors import CapacityError, InvalidRequestError
 from pellucid.core.kv_windows import max_blocks_of_sequence
-from pellucid.models.kv_groups import kv_groups, values_per_token
+from pellucid.models.kv_groups import kv_groups
 from pellucid.models.spec import AttentionSpec, ModelSpec
+from pellucid.quant.formats import BlockFormat, row_bytes
 
 KV_MEMORY_SHARE = 0.5
 """Share of the memory that is free once the weights are loaded that the KV cache may take by default."""
 
-_BYTES_PER_VALUE = {"bf16": 2, "f16": 2, "f32": 4}
+KV_FORMATS = {"f16": BlockFormat.F16, "bf16": BlockFormat.BF16, "f32": BlockFormat.F32, "q8": BlockFormat.Q8_0}
+"""How a KV head's key or value of one token is stored, by `kv_cache_dtype`."""
 
 
 def kv_bytes_per_block(spec: ModelSpec, kv_cache_dtype: str) -> int:
     """Bytes of one KV block: keys and values of 64 tokens in every layer of the largest KV group.
 
     Raises:
-        InvalidRequestError: no such dtype.
+        InvalidRequestError: no such dtype, or not for the model's heads.
     """
     per_layer = [_kv_bytes_per_token(layer.attention, kv_cache_dtype) for layer in spec.layers]
     return BLOCK_SIZE * max(sum(per_layer[index] for index in group.layers) for group in kv_groups(spec))
@@ -34,19 +36,34 @@ def kv_bytes_per_token(spec: ModelSpec, kv_cache_dtype: str) -> int:
     """Bytes of the keys and values of one token in every layer.
 
     Raises:
-        InvalidRequestError: no such dtype.
+        InvalidRequestError: no such dtype, or not for the model's heads.
     """
     return sum(_kv_bytes_per_token(layer.attention, kv_cache_dtype) for layer in spec.layers)
 
 
 def _kv_bytes_per_token(attention: AttentionSpec, kv_cache_dtype: str) -> int:
-    size = _BYTES_PER_VALUE.get(kv_cache_dtype)
-    if size is None:
+    return 2 * attention.num_key_value_heads * kv_head_bytes(attention.head_dim, kv_cache_dtype)
+
+
+def kv_head_bytes(head_dim: int, kv_cache_dtype: str) -> int:
+    """Bytes of one KV head's key of one token, and as many of its value.
+
+    Raises:
+        InvalidRequestError: no such dtype, or `head_dim` is not a whole number of its blocks.
+    """
+    format = KV_FORMATS.get(kv_cache_dtype)
+    if format is None:
         raise InvalidRequestError(
-            f"kv_cache_dtype must be one of {', '.join(_BYTES_PER_VALUE)}, not {kv_cache_dtype!r}",
+            f"kv_cache_dtype must be one of {', '.join(KV_FORMATS)}, not {kv_cache_dtype!r}", param="kv_cache_dtype"
+        )
+    if head_dim % format.block_size:
+        fitting = [name for name, format in KV_FORMATS.items() if head_dim % format.block_size == 0]
+        raise InvalidRequestError(
+            f"kv_cache_dtype {kv_cache_dtype!r} stores heads in blocks of {format.block_size}, but this model has "
+            f"head_dim {head_dim}: use one of {', '.join(fitting)}",
             param="kv_cache_dtype",
         )
-    return 2 * size * values_per_token(attention)
+    return row_bytes(format, head_dim)
 
 
 class KVCapacity(NamedTuple):

@@ -14,7 +14,14 @@ from pellucid.core.errors import BackendError, InvalidRequestError, ModelFileErr
 from pellucid.models.spec import tensor_shapes
 from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
-from tests.support.tiny_models import all_logits, group_blocks, make_batch, num_kv_groups, write_tiny_model
+from tests.support.tiny_models import (
+    HEADS_OF_32,
+    all_logits,
+    group_blocks,
+    make_batch,
+    num_kv_groups,
+    write_tiny_model,
+)
 
 native = pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
 
@@ -36,6 +43,8 @@ def model_file(folder: Path, name: str) -> Path:
     if not path.exists():
         if name in ("llama", "gemma3"):
             write_tiny_model(path, name, vocab_size=131)
+        elif name == "llama_32":
+            write_tiny_model(path, "llama", metadata=HEADS_OF_32["llama"])
         elif name == "mixed":  # as K-quant files are: formats vary within a layer
             names = tensor_shapes(open_model(model_file(folder, "Q4_K")).spec)
             formats = dict(zip(names, [f for f in BlockFormat for _ in range(2)] * 9, strict=False))
@@ -72,6 +81,18 @@ def test_float_models_agree_with_the_reference(folder: Path, name: str, isa: str
     assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_q8_keys_and_values_are_those_of_the_reference(folder: Path, isa: str) -> None:
+    """One token: its value alone is attended to, and nothing else than Q8_0 stands between the two backends."""
+    path = model_file(folder, "gemma3")
+    with open_model(path) as file:
+        reference = ReferenceBackend(file.spec, file.weights(), kv_cache_dtype="q8")
+    found, wanted = (all_logits(each, TOKENS[:1]) for each in (load(path, kv_cache_dtype="q8", isa=isa), reference))
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    exact = all_logits(load(path, kv_cache_dtype="f32", isa=isa), TOKENS[:1])
+    assert np.abs(exact - wanted).max() > 1e-3 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("name", ["Q4_1", "Q6_K", "Q8_0", "mixed"])
 def test_quantized_models_are_near_the_reference(folder: Path, name: str) -> None:
     path = model_file(folder, name)
@@ -88,8 +109,10 @@ def test_quantized_models_are_near_the_reference(folder: Path, name: str) -> Non
     assert relative_error(all_logits(mutant, TOKENS), wanted) > 0.5
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["bf16", "f16", "f32"])
-@pytest.mark.parametrize("name", MODELS)
+KINDS = [(name, dtype) for name in MODELS for dtype in ("bf16", "f16", "f32", "q8") if (name, dtype) != ("llama", "q8")]
+
+
+@pytest.mark.parametrize(("name", "kv_cache_dtype"), KINDS)  # llama's heads of 16 are no whole block of q8
 def test_chunks_and_threads_do_not_show(folder: Path, name: str, kv_cache_dtype: str) -> None:
     path = model_file(folder, name)
     wanted = all_logits(load(path, threads=1, kv_cache_dtype=kv_cache_dtype), TOKENS)
@@ -107,18 +130,23 @@ def test_chunks_do_not_show_on_any_instruction_set(folder: Path, isa: str) -> No
         assert np.array_equal(all_logits(backend, TOKENS, chunk), wanted), chunk
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_vector_instruction_sets_agree_to_the_bit(folder: Path, name: str) -> None:
-    wanted = all_logits(load(model_file(folder, name), isa=ISAS[0]), TOKENS)
+@pytest.mark.parametrize(("name", "kv_cache_dtype"), [*((name, "f16") for name in MODELS), ("gemma3", "q8")])
+def test_vector_instruction_sets_agree_to_the_bit(folder: Path, name: str, kv_cache_dtype: str) -> None:
+    def logits(isa: str) -> np.ndarray:
+        return all_logits(load(model_file(folder, name), isa=isa, kv_cache_dtype=kv_cache_dtype), TOKENS)
+
+    wanted = logits(ISAS[0])
     for isa in ISAS[1:]:
         if isa != "portable":  # without a fused multiply-add it rounds twice
-            assert np.array_equal(all_logits(load(model_file(folder, name), isa=isa), TOKENS), wanted), isa
+            assert np.array_equal(logits(isa), wanted), isa
 
 
 @pytest.mark.parametrize("neighbours", [0, 1, 7, 20])
-@pytest.mark.parametrize("name", MODELS)
-def test_neighbours_and_block_numbers_do_not_show(folder: Path, name: str, neighbours: int) -> None:
-    backend = load(model_file(folder, name), threads=2)
+@pytest.mark.parametrize(("name", "kv_cache_dtype"), [*((name, "f16") for name in MODELS), ("Q4_1", "q8")])
+def test_neighbours_and_block_numbers_do_not_show(
+    folder: Path, name: str, kv_cache_dtype: str, neighbours: int
+) -> None:
+    backend = load(model_file(folder, name), threads=2, kv_cache_dtype=kv_cache_dtype)
     wanted = all_logits(backend, TOKENS)
     rng = np.random.default_rng(neighbours)
     others = [[int(t) for t in rng.integers(0, 128, rng.integers(90, 200))] for _ in range(neighbours)]
@@ -147,9 +175,10 @@ def test_neighbours_and_block_numbers_do_not_show(folder: Path, name: str, neigh
     assert np.array_equal(np.concatenate(logits), wanted)
 
 
-def test_a_batch_of_single_tokens_equals_each_alone(folder: Path) -> None:
+@pytest.mark.parametrize("kv_cache_dtype", ["f16", "q8"])
+def test_a_batch_of_single_tokens_equals_each_alone(folder: Path, kv_cache_dtype: str) -> None:
     """Many decoding sequences take another way through attention than one does."""
-    backend = load(model_file(folder, "Q4_1"), threads=2)
+    backend = load(model_file(folder, "Q4_1"), threads=2, kv_cache_dtype=kv_cache_dtype)
     backend.allocate_kv_cache(40)
     for seq in range(10):
         backend.forward(make_batch([(TOKENS[seq : seq + 130], 0, range(4 * seq, 4 * seq + 4))], []))
@@ -180,8 +209,9 @@ def test_the_equality_notices_a_wrong_block(folder: Path) -> None:
     assert not np.array_equal(all_logits(mutant, TOKENS, 64), all_logits(backend, TOKENS, 64))
 
 
-def test_copied_blocks_continue_alike(folder: Path) -> None:
-    backend = load(model_file(folder, "gemma3"))
+@pytest.mark.parametrize("kv_cache_dtype", ["f16", "q8"])
+def test_copied_blocks_continue_alike(folder: Path, kv_cache_dtype: str) -> None:
+    backend = load(model_file(folder, "gemma3"), kv_cache_dtype=kv_cache_dtype)
     wanted = all_logits(backend, TOKENS)[150:]
     groups = num_kv_groups(backend)
     backend.allocate_kv_cache(8 * groups)
@@ -294,8 +324,10 @@ def test_weights_and_options_are_checked(folder: Path, monkeypatch: pytest.Monke
         weights["layers.1.mlp.up_proj.weight"] = type(broken)(broken.format, broken.shape, data)
         with pytest.raises(ModelFileError, match=r"layers\.1\.mlp\.up_proj\.weight .*NaN or infinite"):
             cpu.CpuBackend(file.spec, weights.items())
-    with pytest.raises(InvalidRequestError, match="no KV cache type 'q3'"):
+    with pytest.raises(InvalidRequestError, match="kv_cache_dtype must be one of f16, bf16, f32, q8, not 'q3'"):
         load(path, kv_cache_dtype="q3")
+    with pytest.raises(InvalidRequestError, match=r"kv_cache_dtype 'q8'.*head_dim 16: use one of f16, bf16, f32"):
+        load(path, kv_cache_dtype="q8")
     monkeypatch.setenv(cpu.ISA_VARIABLE, "mmx")
     with pytest.raises(InvalidRequestError, match="no instruction set 'mmx'"):
         load(path)
@@ -346,6 +378,21 @@ def test_logits_that_are_not_finite_are_an_error(folder: Path) -> None:
     backend.allocate_kv_cache(1)
     with pytest.raises(BackendError, match="not finite"):
         backend.forward(make_batch([([1, 2], 0, [0])]))
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["f16", "q8"])
+@pytest.mark.parametrize("projection", ["k_proj", "v_proj"])
+def test_keys_and_values_out_of_range_are_an_error(folder: Path, projection: str, kv_cache_dtype: str) -> None:
+    with open_model(model_file(folder, "llama_32")) as file:
+        weights = dict(file.weights())
+        name = f"layers.0.attention.{projection}.weight"
+        sound = weights[name]
+        huge = (sound.data.view(np.float32) * np.float32(1e9)).view(np.uint8)
+        weights[name] = type(sound)(sound.format, sound.shape, huge)
+        backend = cpu.CpuBackend(file.spec, weights.items(), kv_cache_dtype=kv_cache_dtype)
+        assert np.isfinite(all_logits(cpu.CpuBackend(file.spec, weights.items(), kv_cache_dtype="bf16"), TOKENS)).all()
+    with pytest.raises(BackendError, match=f"not finite.*range of {kv_cache_dtype}: try kv_cache_dtype='bf16'"):
+        all_logits(backend, TOKENS)
 
 
 def test_a_closed_backend_says_so(folder: Path) -> None:

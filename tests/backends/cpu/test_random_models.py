@@ -140,7 +140,7 @@ def test_random_models_and_schedules(tmp_path: Path, seed: int, quantized: bool)
         for size in [shape.num_tokens, *rng.integers(1, 150, rng.integers(0, 4))]
     ]
     isa = ISAS[seed % len(ISAS)]
-    dtype = "f32" if shape.is_float else str(rng.choice(["f32", "bf16", "f16"]))
+    dtype = "f32" if shape.is_float else str(rng.choice(["f32", "bf16", "f16", "q8"]))
     alone = load(path, threads=1, kv_cache_dtype=dtype, isa=isa)
     wanted = [all_logits(alone, tokens) for tokens in sequences]
     if shape.is_float:

@@ -18,6 +18,7 @@ from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
 from tests.support.gguf_writer import encode
 from tests.support.tiny_models import (
+    HEADS_OF_32,
     LLAMA,
     all_logits,
     group_blocks,
@@ -34,7 +35,7 @@ TOKENS = np.random.default_rng(7).integers(0, 128, 150).tolist()
 
 @pytest.fixture(params=["llama", "gemma3"])
 def model_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return write_tiny_model(tmp_path / "model.gguf", request.param)
+    return write_tiny_model(tmp_path / "model.gguf", request.param, metadata=HEADS_OF_32[request.param])
 
 
 def open_backend(path: Path, **options: object) -> ReferenceBackend:
@@ -47,7 +48,7 @@ def backend(model_path: Path) -> ReferenceBackend:
     return open_backend(model_path)
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv_cache_dtype", ["f32", "f16", "bf16", "q8"])
 def test_chunking_never_changes_a_bit(model_path: Path, kv_cache_dtype: str) -> None:
     backend = open_backend(model_path, kv_cache_dtype=kv_cache_dtype)
     expected = all_logits(backend, TOKENS)
@@ -133,8 +134,8 @@ def test_copied_blocks_carry_the_context(backend: ReferenceBackend) -> None:
 
 
 def test_block_bytes_are_those_of_keys_and_values(model_path: Path) -> None:
-    heads_times_dim = {"llama": 2 * 16 * 2, "gemma3": 1 * 32}  # of two layers, and of one in each of seven groups
-    for dtype, size in (("f32", 4), ("f16", 2), ("bf16", 2)):
+    heads_times_dim = {"llama": 2 * 32 * 2, "gemma3": 1 * 32}  # of two layers, and of one in each of seven groups
+    for dtype, size in (("f32", 4), ("f16", 2), ("bf16", 2), ("q8", 34 / 32)):
         backend = open_backend(model_path, kv_cache_dtype=dtype)
         assert backend.kv_bytes_per_block() == 2 * 64 * size * heads_times_dim[backend.spec.architecture]
 
@@ -168,8 +169,22 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_cache_type_is_refused(model_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="f32, f16, bf16"):
+    with pytest.raises(InvalidRequestError, match="f16, bf16, f32, q8"):
         open_backend(model_path, kv_cache_dtype="int3")
+
+
+def test_heads_that_a_cache_type_does_not_fit_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "model.gguf", "llama")
+    with pytest.raises(InvalidRequestError, match=r"kv_cache_dtype 'q8'.*head_dim 16: use one of f16, bf16, f32"):
+        open_backend(path, kv_cache_dtype="q8")
+
+
+def test_values_that_q8_cannot_hold_are_an_error(model_path: Path) -> None:
+    for factor in (1e12, np.nan):
+        backend = open_backend(model_path, kv_cache_dtype="q8")
+        backend._weights["layers.1.attention.v_proj.weight"] *= np.float32(factor)
+        with pytest.raises(BackendError, match=r"layer 1 are not finite or too large for q8.*'bf16'"):
+            all_logits(backend, TOKENS[:2])
 
 
 def test_a_closed_backend_refuses_work(backend: ReferenceBackend) -> None:
@@ -182,7 +197,7 @@ def test_a_closed_backend_refuses_work(backend: ReferenceBackend) -> None:
 
 def test_lossy_caches_stay_close_to_the_exact_one(model_path: Path) -> None:
     exact = all_logits(open_backend(model_path), TOKENS)
-    for dtype, bound in (("f16", 0.01), ("bf16", 0.08)):
+    for dtype, bound in (("f16", 0.01), ("bf16", 0.08), ("q8", 0.08)):
         error = np.abs(all_logits(open_backend(model_path, kv_cache_dtype=dtype), TOKENS) - exact).max()
         assert 0 < error < bound * np.abs(exact).max()
 

@@ -13,6 +13,7 @@ from pellucid.backends.cpu import _native
 from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError, UnsupportedModelError
 from pellucid.core.processors import usable_processors
+from pellucid.estimate.memory import kv_bytes_per_block
 from pellucid.models.kv_groups import kv_groups, kv_layout_name
 from pellucid.models.spec import ModelSpec, tensor_shapes
 from pellucid.quant.formats import dequantize
@@ -38,13 +39,13 @@ def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: s
     Args:
         model_file: an open model; it may be closed afterwards.
         threads: all processors this process may use where None.
-        kv_cache_dtype: "f16", "bf16" or "f32".
+        kv_cache_dtype: "f16", "bf16", "f32" or "q8".
 
     Raises:
         ModelFileError: a weight is not finite.
         UnsupportedModelError: the core has no kernels for a part of the model.
         CapacityError: the memory for the weights is not to be had.
-        InvalidRequestError: a bad thread count, KV type or PELLUCID_ISA.
+        InvalidRequestError: a bad thread count, KV type (or one that the heads do not fit) or PELLUCID_ISA.
     """
     return CpuBackend(
         model_file.spec,
@@ -92,6 +93,7 @@ class CpuBackend:
                     f"{_native.MAX_HEAD_DIM}: use the reference backend",
                     param="head_dim",
                 )
+        kv_bytes_per_block(spec, kv_cache_dtype)  # refuses a dtype that is not there or does not fit
         num_threads = threads or usable_processors()
         try:
             self._model: _native.Model | None = _native.Model(
@@ -110,7 +112,7 @@ class CpuBackend:
         self.weight_bytes: int = self._model.weight_bytes
         kernels = " portable" if self.isa == "portable" else ""  # the others agree to the bit
         self.kv_layout = kv_layout_name(f"cpu{kernels}", _KV_LAYOUT_VERSION, kv_cache_dtype, spec)
-        self._f16_kv_cache = kv_cache_dtype == "f16"
+        self._kv_cache_dtype = kv_cache_dtype
         self._logits = np.empty((0, spec.vocab_size), dtype=np.float32)
 
     def kv_bytes_per_block(self) -> int:
@@ -163,7 +165,7 @@ class CpuBackend:
         if not finite:
             raise BackendError(
                 "the model's logits are not finite: its weights or its activations have overflowed"
-                + ("; keys and values may have left the range of f16: try kv_cache_dtype='bf16'" * self._f16_kv_cache)
+                + _range_hint(self._kv_cache_dtype)
             )
         return ForwardOutput(logits)
 
@@ -210,6 +212,12 @@ class CpuBackend:
                 if release is not None:
                     release(part)
         model.finish()
+
+
+def _range_hint(kv_cache_dtype: str) -> str:
+    if kv_cache_dtype in ("f32", "bf16"):
+        return ""
+    return f"; keys and values may have left the range of {kv_cache_dtype}: try kv_cache_dtype='bf16'"
 
 
 def _native_spec(spec: ModelSpec) -> dict[str, object]:

@@ -34,11 +34,11 @@ def load(model_file: ModelFile, *, threads: int | None = None, kv_cache_dtype: s
     Args:
         model_file: an open model; it may be closed afterwards.
         threads: rows of a matrix product are spread over so many; all processors where None.
-        kv_cache_dtype: "f32", "f16" or "bf16".
+        kv_cache_dtype: "f32", "f16", "bf16" or "q8".
 
     Raises:
         ModelFileError: a weight is not finite.
-        InvalidRequestError: another `kv_cache_dtype`.
+        InvalidRequestError: another `kv_cache_dtype`, or one that the model's heads do not fit.
     """
     return ReferenceBackend(model_file.spec, model_file.weights(), threads=threads, kv_cache_dtype=kv_cache_dtype)
 
@@ -53,7 +53,7 @@ class ReferenceBackend:
 
     Raises:
         ModelFileError: a weight is not finite.
-        InvalidRequestError: another `kv_cache_dtype`.
+        InvalidRequestError: another `kv_cache_dtype`, or one that the model's heads do not fit.
     """
 
     name = "reference"

@@ -9,16 +9,10 @@ from numpy.typing import NDArray
 
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
-from pellucid.estimate.memory import kv_bytes_per_block
+from pellucid.estimate.memory import KV_FORMATS, kv_bytes_per_block, kv_head_bytes
 from pellucid.models.kv_groups import kv_groups
 from pellucid.models.spec import ModelSpec
-from pellucid.quant.formats import BlockFormat, dequantize, quantize
-
-FORMATS = {
-    "f32": BlockFormat.F32,
-    "f16": BlockFormat.F16,
-    "bf16": BlockFormat.BF16,
-}
+from pellucid.quant.formats import dequantize, quantize
 
 
 class KVCache:
@@ -26,27 +20,19 @@ class KVCache:
 
     Args:
         spec: the model.
-        dtype: what is stored, a key of `FORMATS`.
+        dtype: what is stored, a key of `estimate.memory.KV_FORMATS`.
 
     Raises:
-        InvalidRequestError: another `dtype`.
+        InvalidRequestError: another `dtype`, or one that the model's heads do not fit.
     """
 
     def __init__(self, spec: ModelSpec, dtype: str) -> None:
-        if dtype not in FORMATS:
-            raise InvalidRequestError(
-                f"the reference backend has no KV cache of {dtype!r}; it has {', '.join(FORMATS)}",
-                param="kv_cache_dtype",
-            )
+        self.bytes_per_block = kv_bytes_per_block(spec, dtype)
         self._dtype = dtype
-        self._format = FORMATS[dtype]
+        self._format = KV_FORMATS[dtype]
         self._spec = spec
         self._blocks = np.zeros((0, self.bytes_per_block), np.uint8)
         self._layers: list[NDArray[np.uint8]] = []  # of every block, what a layer would find there
-
-    @property
-    def bytes_per_block(self) -> int:
-        return kv_bytes_per_block(self._spec, self._dtype)
 
     @property
     def num_blocks(self) -> int:
@@ -92,10 +78,20 @@ class KVCache:
         self._blocks[blocks] = data
 
     def write(self, layer: int, block: int, offset: int, key: NDArray[np.float32], value: NDArray[np.float32]) -> None:
-        """Store one token's `key` and `value`, float32 [num_key_value_heads, head_dim], at `offset` of `block`."""
+        """Store one token's `key` and `value`, float32 [num_key_value_heads, head_dim], at `offset` of `block`.
+
+        Raises:
+            BackendError: a value is not finite, or too large, in a dtype with scales; others store it as infinity.
+        """
         stored = self._block(layer, block)
-        stored[0, :, offset] = quantize(key, self._format)
-        stored[1, :, offset] = quantize(value, self._format)
+        try:
+            stored[0, :, offset] = quantize(key, self._format)
+            stored[1, :, offset] = quantize(value, self._format)
+        except InvalidRequestError as error:
+            raise BackendError(
+                f"keys or values of layer {layer} are not finite or too large for {self._dtype}: "
+                "try kv_cache_dtype='bf16'"
+            ) from error
 
     def read(self, layer: int, block: int, tokens: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Keys and values of the tokens `tokens` of `block`, float32 [num_key_value_heads, n, head_dim] each."""
@@ -119,7 +115,7 @@ class KVCache:
             begin = 0
             for layer in group.layers:
                 attention = self._spec.layers[layer].attention
-                head_bytes = attention.head_dim * self._format.block_bytes
+                head_bytes = kv_head_bytes(attention.head_dim, self._dtype)
                 shape = (2, attention.num_key_value_heads, BLOCK_SIZE, head_bytes)
                 parts[layer] = slice(begin, begin + math.prod(shape)), shape
                 begin += math.prod(shape)
