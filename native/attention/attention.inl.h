@@ -306,12 +306,14 @@ template <KvType kType>
 static void attend_block(const void* key_block, const void* value_block, int head_dim, const float* query,
                          int64_t query_stride, int num_queries, const int32_t* begin, const int32_t* end, float* max,
                          float* sum, float* out, float* scratch) {
-    const TokenRange range = visible_tokens(begin, end, num_queries);
+    const bool expands = head_dim % kLanes != 0 || (kType != KvType::kF32 && num_queries > kMaxConvertingQueries);
+    TokenRange range = {};
+    if (expands || KvReader<kType>::kScaled) range = visible_tokens(begin, end, num_queries);
     float* scores = scratch;
     float* expanded = scores + kQueryTile * kKvBlockSize;
     float* value_scales = expanded + kKvBlockSize * (head_dim + padded(head_dim));
     const auto block = open_block<kType>(key_block, value_block, head_dim, range, value_scales);
-    if (head_dim % kLanes != 0 || (kType != KvType::kF32 && num_queries > kMaxConvertingQueries)) {
+    if (expands) {
         const Block<float> floats = expand<kType>(block, range, expanded);
         attend_rows<KvType::kF32, kQueryTile, false>(floats, query, query_stride, num_queries, begin, end, max, sum,
                                                      out, scores);
