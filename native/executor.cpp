@@ -190,7 +190,8 @@ void Executor::for_rows(int thread, int count, Fn fn) {
         for (int row = 0; row < count; ++row) fn(row);
         return;
     }
-    const int grain = std::max(1, count / (pool_.num_threads() * kTasksPerThread));
+    const int share = count / (pool_.num_threads() * kTasksPerThread);
+    const int grain = std::max(1, share / kRowsPerCacheLine) * kRowsPerCacheLine;
     pool_.parallel_for(thread, count, grain, [&fn](int begin, int end) {
         for (int row = begin; row < end; ++row) fn(row);
     });

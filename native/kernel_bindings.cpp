@@ -133,7 +133,13 @@ struct Kernels {
         auto q = make_array<int8_t>({x.size()});
         auto scale = make_array<float>({blocks}), scaled_sum = make_array<float>({blocks});
         auto sum = make_array<int32_t>({blocks});
-        table->quantize(x.data(), length(x), 1, q.data(), scale.data(), sum.data(), scaled_sum.data());
+        std::vector<QuantBlock> out(blocks);
+        table->quantize(x.data(), length(x), 1, q.data(), out.data());
+        for (size_t i = 0; i < blocks; ++i) {
+            scale.data()[i] = out[i].scale;
+            sum.data()[i] = out[i].sum;
+            scaled_sum.data()[i] = out[i].scaled_sum;
+        }
         return std::tuple(q, scale, sum, scaled_sum);
     }
 

@@ -163,9 +163,9 @@ void decode(const VectorKernels& kernels) {
 
 void row_kernels(const VectorKernels& kernels) {
     constexpr int kSize = 1536;
-    Aligned<float> x(kSize), y(kSize), out(kSize), scale(kSize / 32), scaled_sum(kSize / 32);
+    Aligned<float> x(kSize), y(kSize), out(kSize);
     Aligned<int8_t> q(kSize);
-    Aligned<int32_t> sum(kSize / 32);
+    Aligned<QuantBlock> blocks(kSize / 32);
     fill(x, 1.0f);
     fill(y, 1.0f);
     const auto report = [&](const char* name, const auto& call) {
@@ -176,7 +176,7 @@ void row_kernels(const VectorKernels& kernels) {
     report("add", [&] { kernels.add(out.data, y.data, kSize); });
     report("silu_mul", [&] { kernels.silu_mul(x.data, y.data, kSize, out.data); });
     report("gelu_tanh_mul", [&] { kernels.gelu_tanh_mul(x.data, y.data, kSize, out.data); });
-    report("quantize", [&] { kernels.quantize(x.data, kSize, 1, q.data, scale.data, sum.data, scaled_sum.data); });
+    report("quantize", [&] { kernels.quantize(x.data, kSize, 1, q.data, blocks.data); });
     for (int i = 0; i < kSize; ++i) {
         out.data[i] = 1.0f;
         x.data[i] = 0.6f;

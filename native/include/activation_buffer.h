@@ -35,7 +35,7 @@ class ActivationBuffer {
     size_t quant_capacity_ = 0;
     size_t low_capacity_ = 0;
     size_t f32_capacity_ = 0;
-    AlignedBytes q_, scale_, sum_, scaled_sum_, low_, low_sum_, refined_, values_;
+    AlignedBytes q_, blocks_, low_, refined_, values_;
 };
 
 }  // namespace pellucid

@@ -12,35 +12,35 @@
 #include <cstdint>
 
 #include "packed_matrix.h"
+#include "vector_kernels.h"
 
 namespace pellucid {
 
 // Input rows. Quantized weights read the int8 form, float weights read `f32`.
 //
 // The int8 form lies in groups of 16 rows, block by block: row r's block b of 32 columns is at
-//   q[group_block * 512 + (r % 16) * 32], scale / sum / scaled_sum[group_block * 16 + r % 16]
-// with group_block = (r / 16) * blocks() + b. A tile of rows thus reads one stream, as it reads the weights.
+//   q[group_block * 512 + (r % 16) * 32], blocks[group_block * 16 + r % 16]
+// with group_block = (r / 16) * num_blocks() + b. A tile of rows thus reads one stream, as it reads the weights; and
+// four rows fill whole cache lines, so that threads which store rows by fours write no line of one another's.
 constexpr int kRowGroup = 16;
+constexpr int kRowsPerCacheLine = 4;
 
 struct Activations {
     int cols = 0;
     const float* f32 = nullptr;  // [rows][f32_stride]
     int64_t f32_stride = 0;
     const int8_t* q = nullptr;
-    const float* scale = nullptr;
-    const int32_t* sum = nullptr;       // of q over the block
-    const float* scaled_sum = nullptr;  // scale * (sum + low_sum / 256)
+    const QuantBlock* blocks = nullptr;
 
-    // Second bytes of the blocks that have them, laid out likewise: a value is scale * (q + low / 256). `refined` says
+    // Second bytes of the blocks that have them, laid out as q: a value is scale * (q + low / 256). `refined` says
     // which blocks do; the others' are zeros. Null where no row of the buffer is refined.
     const int8_t* low = nullptr;
-    const int32_t* low_sum = nullptr;  // of low over the block
     const uint8_t* refined = nullptr;
 
-    int blocks() const { return cols / 32; }
-    // Index of row `row`'s first block in scale, sum and scaled_sum, and times 32 in q; blocks are kRowGroup apart.
+    int num_blocks() const { return cols / 32; }
+    // Index of row `row`'s first block, times 32 in q; blocks are kRowGroup apart.
     int64_t block_index(int row) const {
-        return static_cast<int64_t>(row / kRowGroup) * blocks() * kRowGroup + row % kRowGroup;
+        return static_cast<int64_t>(row / kRowGroup) * num_blocks() * kRowGroup + row % kRowGroup;
     }
 };
 

@@ -28,6 +28,15 @@ constexpr int64_t kv_block_bytes(KvType type, int head_dim) {
 // What head_dim is a multiple of.
 constexpr int kv_head_dim_step(KvType type) { return type == KvType::kQ8 ? kQuantBlockSize : 2; }
 
+// What goes with 32 activations rounded to int8. A value is scale * (q + low / kLowSteps), low being its second byte
+// where the block is refined (activation_buffer.h).
+struct QuantBlock {
+    float scale;
+    int32_t sum;       // of q
+    float scaled_sum;  // scale * (sum + low_sum / kLowSteps)
+    int32_t low_sum;   // of low
+};
+
 struct VectorKernels {
     const char* name;
 
@@ -43,10 +52,10 @@ struct VectorKernels {
     void (*gelu_tanh_mul)(const float* gate, const float* up, int n, float* out);  // out may be gate
 
     // Symmetric int8 in blocks of 32 (n is a multiple of 32): d = max|x| / 127, q = round-to-nearest-even(x * (127 /
-    // max|x|)), so |q| <= 127. scale[b] = d, sum[b] = sum of q over the block, scaled_sum[b] = d * sum[b]. A block
+    // max|x|)), so |q| <= 127. blocks[b] gets scale d, its sum and scaled_sum = d * sum, and keeps its low_sum. A block
     // with max|x| < 2^-118 counts as zeros: scale 0, q 0. One with an inf or NaN has scale NaN and q 0. Successive
-    // blocks go `stride` blocks apart: q + 32 * stride * b, scale[stride * b] and so on.
-    void (*quantize)(const float* x, int n, int64_t stride, int8_t* q, float* scale, int32_t* sum, float* scaled_sum);
+    // blocks go `stride` blocks apart: q + 32 * stride * b, blocks[stride * b].
+    void (*quantize)(const float* x, int n, int64_t stride, int8_t* q, QuantBlock* blocks);
 
     // The rest of one block of 32 that `quantize` rounded to q with a normal scale d: low = round-to-nearest-even((x -
     // d * q) * (256 / d)), within +-127. Returns the sum of low.

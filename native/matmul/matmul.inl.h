@@ -72,10 +72,7 @@ PELLUCID_INLINE void accumulate_block(const Weights& w, const BlockScales& s, co
                                       F32x16* acc) {
     using L = PackedLayout<format>;
     const int8_t* rows = input.q + index * 32;
-    const float* scale = input.scale + index;
-    const int32_t* sum = input.sum + index;
-    const float* scaled_sum = input.scaled_sum + index;
-    const int32_t* low_sum = kRefined ? input.low_sum + index : nullptr;
+    const QuantBlock* block = input.blocks + index;
     PELLUCID_UNROLL
     for (int i = 0; i < kRows; ++i) {
         const int8_t* q = rows + 32 * i;
@@ -83,31 +80,31 @@ PELLUCID_INLINE void accumulate_block(const Weights& w, const BlockScales& s, co
         if constexpr (L::has_two_scales) {
             const int32_t first = sum_first_half(q);
             const I32x16 d0 = dot_half<L::bits, 0>(w, q, broadcast_i32(-L::zero_point * first));
-            const I32x16 d1 = dot_half<L::bits, 1>(w, q, broadcast_i32(-L::zero_point * (sum[i] - first)));
+            const I32x16 d1 = dot_half<L::bits, 1>(w, q, broadcast_i32(-L::zero_point * (block[i].sum - first)));
             F32x16 product0, product1;
             if constexpr (kRefined) {
                 const int32_t first_low = sum_first_half(low);
                 product0 = with_low(d0, dot_half<L::bits, 0>(w, low, broadcast_i32(-L::zero_point * first_low)));
                 product1 = with_low(
-                    d1, dot_half<L::bits, 1>(w, low, broadcast_i32(-L::zero_point * (low_sum[i] - first_low))));
+                    d1, dot_half<L::bits, 1>(w, low, broadcast_i32(-L::zero_point * (block[i].low_sum - first_low))));
             } else {
                 product0 = to_f32(d0);
                 product1 = to_f32(d1);
             }
-            acc[i] = fma(mul(s.scale[0], broadcast(scale[i])), product0, acc[i]);
-            acc[i] = fma(mul(s.scale[1], broadcast(scale[i])), product1, acc[i]);
+            acc[i] = fma(mul(s.scale[0], broadcast(block[i].scale)), product0, acc[i]);
+            acc[i] = fma(mul(s.scale[1], broadcast(block[i].scale)), product1, acc[i]);
         } else {
-            const I32x16 d = dot<L::bits>(w, q, broadcast_i32(L::zero_point ? -L::zero_point * sum[i] : 0));
+            const I32x16 d = dot<L::bits>(w, q, broadcast_i32(L::zero_point ? -L::zero_point * block[i].sum : 0));
             F32x16 product;
             if constexpr (kRefined) {
-                const int32_t start = L::zero_point ? -L::zero_point * low_sum[i] : 0;
+                const int32_t start = L::zero_point ? -L::zero_point * block[i].low_sum : 0;
                 product = with_low(d, dot<L::bits>(w, low, broadcast_i32(start)));
             } else {
                 product = to_f32(d);
             }
-            acc[i] = fma(mul(s.scale[0], broadcast(scale[i])), product, acc[i]);
+            acc[i] = fma(mul(s.scale[0], broadcast(block[i].scale)), product, acc[i]);
         }
-        if constexpr (L::has_min) acc[i] = fma(s.min, broadcast(scaled_sum[i]), acc[i]);
+        if constexpr (L::has_min) acc[i] = fma(s.min, broadcast(block[i].scaled_sum), acc[i]);
     }
 }
 
@@ -140,7 +137,7 @@ void matmul_tile(const uint8_t* panel, const Activations& input, int row, float*
     for (int i = 0; i < kRows; ++i) acc[i] = broadcast(0.0f);
     int64_t index = input.block_index(row);
     const uint8_t* super = panel;
-    for (int block = 0; block < input.blocks(); block += L::blocks_per_super, super += L::super_bytes) {
+    for (int block = 0; block < input.num_blocks(); block += L::blocks_per_super, super += L::super_bytes) {
         for (int j = 0; j < L::blocks_per_super; ++j, index += kRowGroup) {
             const uint8_t* bytes = super + L::header_bytes + j * L::block_bytes;
             PELLUCID_UNROLL

@@ -88,22 +88,22 @@ void unpack_block(const uint8_t* super, const uint8_t* bytes, UnpackedBlock<form
     if constexpr (L::has_min) store(out.min, s.min);
 }
 
-// acc[i] += scale_w * scale_a[i] * products[i], and the minimum's part. `low` are the products of the second bytes,
+// acc[i] += scale_w * scale[i] * products[i], and the minimum's part. `low` are the products of the second bytes,
 // null where no row of the group has any.
 template <bool kHasMin>
 PELLUCID_INLINE void fold_products(const int32_t* products, const int32_t* low, const float* scale_w,
-                                   const float* scale_a, const float* min_w, const float* scaled_sum, F32x16* acc) {
+                                   const float* min_w, const QuantBlock* input, F32x16* acc) {
     const F32x16 scale = load(scale_w);
     PELLUCID_UNROLL
     for (int i = 0; i < kRowGroup; ++i) {
         const I32x16 d = load_i32(products + 16 * i);
         const F32x16 product = low == nullptr ? to_f32(d) : with_low(d, load_i32(low + 16 * i));
-        acc[i] = fma(mul(scale, broadcast(scale_a[i])), product, acc[i]);
+        acc[i] = fma(mul(scale, broadcast(input[i].scale)), product, acc[i]);
     }
     if constexpr (kHasMin) {
         const F32x16 min = load(min_w);
         PELLUCID_UNROLL
-        for (int i = 0; i < kRowGroup; ++i) acc[i] = fma(min, broadcast(scaled_sum[i]), acc[i]);
+        for (int i = 0; i < kRowGroup; ++i) acc[i] = fma(min, broadcast(input[i].scaled_sum), acc[i]);
     }
 }
 
@@ -136,8 +136,6 @@ void accumulate_group(const UnpackedBlock<format>* w, bool first, int blocks, co
     PELLUCID_UNROLL
     for (int i = 0; i < kRowGroup; ++i) acc[i] = first ? broadcast(0.0f) : load_partial(out + i * stride, lanes);
     const int8_t* q = input.q + index * 32;
-    const float* scale = input.scale + index;
-    const float* scaled_sum = input.scaled_sum + index;
     batch_products<format>(w, q, blocks * kScales, products[0]);
     for (int block = 0, parity = 0; block < blocks; block += kBatchBlocks, parity ^= 1) {
         const int next = block + kBatchBlocks;
@@ -152,8 +150,8 @@ void accumulate_group(const UnpackedBlock<format>* w, bool first, int blocks, co
                 tile_product(step, input.low + at * 32, w[b].q[step % kScales], low_products);
                 low = low_products;
             }
-            fold_products<L::has_min>(products[parity][step], low, w[b].scale[step % kScales], scale + b * kRowGroup,
-                                      w[b].min, scaled_sum + b * kRowGroup, acc);
+            fold_products<L::has_min>(products[parity][step], low, w[b].scale[step % kScales], w[b].min,
+                                      input.blocks + at, acc);
         }
     }
     store_tile<kRowGroup>(acc, out, stride, lanes);
@@ -169,8 +167,8 @@ void amx_panels(const PackedMatrix& weights, int panel_begin, int panel_end, con
         const int left = weights.rows - p * kPanelRows;
         const int lanes = left < kPanelRows ? left : kPanelRows;
         const uint8_t* super = weights.panel(p);
-        for (int first = 0; first < input.blocks(); first += kChunkBlocks) {
-            const int blocks = input.blocks() - first < kChunkBlocks ? input.blocks() - first : kChunkBlocks;
+        for (int first = 0; first < input.num_blocks(); first += kChunkBlocks) {
+            const int blocks = input.num_blocks() - first < kChunkBlocks ? input.num_blocks() - first : kChunkBlocks;
             for (int b = 0; b < blocks; b += L::blocks_per_super, super += L::super_bytes) {
                 for (int j = 0; j < L::blocks_per_super; ++j) {
                     unpack_block<format>(super, super + L::header_bytes + j * L::block_bytes, unpacked[b + j]);

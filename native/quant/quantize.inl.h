@@ -62,7 +62,7 @@ static void quantize_four_blocks(const float* x, FourBlocks& out) {
     store_quarters(out.scaled_sum, bits(mul(d, to_f32(sums))));
 }
 
-static void quantize(const float* x, int n, int64_t stride, int8_t* q, float* scale, int32_t* sum, float* scaled_sum) {
+static void quantize(const float* x, int n, int64_t stride, int8_t* q, QuantBlock* out) {
     constexpr int kBlock = 32, kStep = 4 * kBlock;
     for (int i = 0; i < n; i += kStep) {
         FourBlocks four;
@@ -76,13 +76,11 @@ static void quantize(const float* x, int n, int64_t stride, int8_t* q, float* sc
         }
         for (int b = 0; b < rest / kBlock; ++b) {
             memcpy(q, four.q + b * kBlock, kBlock);
-            *scale = four.scale[b];
-            *sum = four.sum[b];
-            *scaled_sum = four.scaled_sum[b];
+            out->scale = four.scale[b];
+            out->sum = four.sum[b];
+            out->scaled_sum = four.scaled_sum[b];
             q += stride * kBlock;
-            scale += stride;
-            sum += stride;
-            scaled_sum += stride;
+            out += stride;
         }
     }
 }
