@@ -17,14 +17,16 @@ from pellucid.backends.registry import load_backend
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.config import BackendConfig
 from pellucid.core.errors import BackendError
+from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence
-from pellucid.kvcache import cache_manager
+from pellucid.kvcache import cache_manager, prefix_cache
 from pellucid.kvcache.cache_manager import CacheManager
 from pellucid.kvcache.prefix_cache import PrefixCache
 from pellucid.models.spec import AttentionSpec
 from pellucid.weights.loader import open_model
 from tests.support.fake_backend import VOCAB_SIZE
 from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.mutants import mutant
 from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
 from tests.support.tiny_models import write_tiny_model
 
@@ -102,6 +104,22 @@ def test_the_reference_gives_the_same_bits(architecture: str, tmp_path: Path) ->
         assert scheduled(backend, requests, schedule) == wanted, schedule
     backend.close()
     assert scheduled(load(path, "reference", threads=2), requests, "batched") == wanted
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_part_of_a_block_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
+    """The second prompt finds 22 tokens of the first one's partly filled last block, the third 50 of a full one."""
+    backend = load(tiny_model(tmp_path, architecture), "cpu", threads=1)
+    params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    tokens = [(7 * index * index + 3) % VOCAB_SIZE for index in range(300)]
+    prompts = [tokens[:150] + [1] * 8, tokens[:150] + [2] * 70, tokens[:114] + [3] * 8]
+    requests = [(prompt, replace(params, seed=number)) for number, prompt in enumerate(prompts)]
+    wanted = alone(backend, requests)
+    got = run(
+        backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN, max_num_seqs=1, max_num_batched_tokens=512
+    )
+    assert got.num_cached_tokens == 150 + 114
+    assert got == wanted
 
 
 # Mutants
@@ -193,6 +211,15 @@ def token_forgotten_after_preemption(monkeypatch: pytest.MonkeyPatch, backend: B
     monkeypatch.setattr(CacheManager, "adopt", mutant)
 
 
+def partial_block_one_token_too_long(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    longer = mutant(CacheManager.adopt_partial, "begin + found.num_tokens", "min(end, begin + found.num_tokens + 1)")
+    monkeypatch.setattr(CacheManager, "adopt_partial", longer)
+
+
+def partial_block_whatever_its_tokens(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    monkeypatch.setattr(prefix_cache, "_num_common_tokens", lambda left, right: min(len(left), len(right)) // 4)
+
+
 def fork_without_copy(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     monkeypatch.setattr(backend, "copy_blocks", lambda pairs: None)
 
@@ -204,6 +231,8 @@ def fork_without_copy(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None
         (draw_by_row, "batched"),
         (block_found_whatever_came_before_it, "cached"),
         (token_forgotten_after_preemption, "preempted"),
+        (partial_block_one_token_too_long, "cached"),
+        (partial_block_whatever_its_tokens, "cached"),
         (fork_without_copy, "batched"),
     ],
 )

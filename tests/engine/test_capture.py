@@ -292,17 +292,17 @@ class TestPrefixCache:
 
     def test_what_is_wanted_is_computed_and_serves_others(self, backend: Backend) -> None:
         first, again, plain = self.replies(backend, EVERYTHING, EVERYTHING, None)
-        assert [reply.metrics.cached_tokens for reply in (first, again, plain)] == [0, 0, 192]
+        assert [reply.metrics.cached_tokens for reply in (first, again, plain)] == [0, 0, 224]
         assert_same(again.captured, first.captured)
         assert first.outputs == again.outputs == plain.outputs
 
     @pytest.mark.parametrize(
         ("wish", "cached"),
         [
-            (CaptureParams(operations=True), 192),
-            (CaptureParams(residual=True, positions=[-1]), 192),
+            (CaptureParams(operations=True), 224),
+            (CaptureParams(residual=True, positions=[-1]), 224),
             (CaptureParams(residual=True, positions=[-1], attention=True, queries=[128]), 128),
-            (CaptureParams(attention=True, queries=[127]), 64),
+            (CaptureParams(attention=True, queries=[127]), 127),
         ],
     )
     def test_tokens_before_the_first_wanted_may_come_from_the_cache(

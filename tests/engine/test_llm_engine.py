@@ -186,10 +186,13 @@ def test_a_better_priority_overtakes() -> None:
     assert list(engine.replies) == ["urgent", "a", "b", "c"]
 
 
-def test_prefix_hit_skips_whole_blocks_only() -> None:
+def test_prefix_hit_skips_all_that_is_computed_but_the_last_token() -> None:
     engine = make_engine(max_num_batched_tokens=1000)
     params = SamplingParams(max_tokens=1)
-    for length, cached in ((200, 0), (200, 192), (192, 128), (129, 128), (128, 64), (64, 0), (65, 64)):
+    for length, cached in (
+        *((200, 0), (200, 192), (192, 191), (129, 128), (128, 127), (64, 63), (65, 64)),  # 8 tokens are not kept
+        *((80, 64), (81, 80), (240, 192), (240, 239), (250, 240), (210, 209), (207, 192), (400, 250)),
+    ):
         engine.add_request("x", [7] * length, params)
         engine.run()
         assert engine.replies.pop("x").metrics.cached_tokens == cached, length
@@ -242,7 +245,7 @@ def test_a_thousand_aborts_leave_nothing_behind() -> None:
 
 def test_mutant_leak_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
-    monkeypatch.setattr(type(engine.scheduler.cache), "free", lambda self, sequence: sequence.block_tables.clear())
+    monkeypatch.setattr(type(engine.scheduler.cache), "free", lambda self, sequence, **_: sequence.block_tables.clear())
     engine.add_request("x", [1, 2], SamplingParams(max_tokens=1))
     with pytest.raises(CacheIntegrityError):
         engine.run()

@@ -97,10 +97,10 @@ def test_counts_are_those_of_what_was_computed() -> None:
 def test_mutants_that_forget_to_count_are_caught(monkeypatch: pytest.MonkeyPatch, forgetful: str) -> None:
     original: Any = getattr(Scheduler, forgetful)
 
-    def forget(self: Scheduler, *args: Any) -> None:
+    def forget(self: Scheduler, *args: Any, **options: Any) -> None:
         groups = {sequence.group for sequence in (*self.running, *self.waiting, *self.paused)}
         before: dict[SequenceGroup, int] = {group: group.num_computed_elsewhere for group in groups}
-        original(self, *args)
+        original(self, *args, **options)
         for group, count in before.items():
             group.num_computed_elsewhere = count
 

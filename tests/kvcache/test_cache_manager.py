@@ -31,10 +31,7 @@ class Memory:
     def compute(self, sequence: Sequence, num_tokens: int) -> bool:
         if not self.cache.allocate(sequence, num_tokens):
             return False
-        for source, destination in self.cache.take_copies():
-            for offset in range(64):
-                if (source, offset) in self.slots:
-                    self.slots[destination, offset] = self.slots[source, offset]
+        self.copy()
         begin = sequence.num_computed_tokens
         expected = prefixes(sequence.token_ids)
         self.check(sequence)
@@ -45,8 +42,15 @@ class Memory:
         self.cache.commit(sequence)
         return True
 
+    def copy(self) -> None:
+        for source, destination in self.cache.take_copies():
+            for offset in range(64):
+                if (source, offset) in self.slots:
+                    self.slots[destination, offset] = self.slots[source, offset]
+
     def restore(self, sequence: Sequence) -> bool:
         """Fill the full blocks of `sequence` as if their content had been kept elsewhere."""
+        self.copy()  # as between two steps, when none are due
         num_blocks = sequence.num_tokens // 64
         places = self.cache.reserve(sequence, num_blocks)
         if places is None:
@@ -96,6 +100,8 @@ def exercise(seed: int, num_operations: int = 100) -> int:
             salt = rng.choice([b"", b"", b"salt"])
             if operation == "begin":
                 sequence = begin(cache, token_ids, salt=salt)
+                if rng.random() < 0.8:
+                    cache.adopt_partial(sequence)
                 hits += sequence.num_computed_tokens
                 live.append(sequence)
             elif memory.restore(sequence := make_sequence(token_ids, salt=salt)):
@@ -120,11 +126,13 @@ def exercise(seed: int, num_operations: int = 100) -> int:
             if rng.random() < 0.5:  # what a verifier refused is not only forgotten but replaced
                 del sequence.token_ids[max(1, keep) :]
         elif operation == "free":
-            cache.free(sequence)
+            cache.free(sequence, keep_partial=rng.random() < 0.8)
             live.remove(sequence)
         cache.check_integrity(live)
+        due = {destination for _, destination in cache.copies}  # made before the next forward
         for sequence in live:
-            memory.check(sequence)
+            if due.isdisjoint(block for table in sequence.block_tables for block in table):
+                memory.check(sequence)
     for sequence in live:
         cache.free(sequence)
     cache.check_integrity([])

@@ -158,7 +158,7 @@ class Scheduler:
         if sequence.status is SequenceStatus.FINISHED:
             return
         self._leave(sequence)
-        self._free(sequence)
+        self._free(sequence, keep_partial=reason != "error")  # after a failed step copies may be missing
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
@@ -257,13 +257,13 @@ class Scheduler:
         elif sequence.status is SequenceStatus.PAUSED:
             self._remove(self.paused, sequence)
 
-    def _free(self, sequence: Sequence) -> None:
+    def _free(self, sequence: Sequence, *, keep_partial: bool) -> None:
         sequence.group.num_computed_elsewhere += sequence.num_computed_tokens
-        self.cache.free(sequence)
+        self.cache.free(sequence, keep_partial=keep_partial)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the blocks of a sequence that is to be computed again."""
-        self._free(sequence)
+        self._free(sequence, keep_partial=True)
         sequence.group.num_preemptions += 1
         self._preempted.append(sequence)
 
@@ -308,6 +308,7 @@ class Scheduler:
                 return
             self._leave(head)
             self.cache.adopt(head, tables)
+            self.cache.adopt_partial(head)
             head.group.num_computed_elsewhere -= head.num_computed_tokens
             if head.group.first_scheduled_time is None:
                 head.group.first_scheduled_time = now

@@ -11,7 +11,14 @@ from pellucid.core.config import num_blocks_for
 from pellucid.core.kv_windows import first_visible_block, max_blocks_held
 from pellucid.core.sequence import Sequence
 from pellucid.kvcache.block_pool import BlockPool, CacheIntegrityError
-from pellucid.kvcache.prefix_cache import BlockKey, PrefixCache, chain_digest, encode_tokens, root_digest
+from pellucid.kvcache.prefix_cache import (
+    MIN_PARTIAL_TOKENS,
+    BlockKey,
+    PrefixCache,
+    chain_digest,
+    encode_tokens,
+    root_digest,
+)
 
 
 class CacheManager:
@@ -23,12 +30,13 @@ class CacheManager:
     The life of a sequence's blocks:
         `match`     what the prefix cache holds of it (nothing changes);
         `adopt`     take these blocks: their tokens count as computed;
+        `adopt_partial`  and those that the next block has in common with a cached one, which is copied;
         `allocate`  room for tokens to be computed next, all or nothing; a shared last block is copied first. Blocks
                     that the next token does not see under its group's window are given back before;
         `commit`    once computed, full blocks become findable by others;
         `fork`      a second sequence on the same blocks;
         `trim`      back to fewer computed tokens;
-        `free`      every block back; full ones stay findable until their room is needed.
+        `free`      every block back; full ones stay findable until their room is needed, and the last one if wanted.
 
     Args:
         windows: the attention window of each KV group; None sees everything.
@@ -72,9 +80,7 @@ class CacheManager:
         cache = self._prefix_cache
         if cache is None:
             return [[] for _ in self.windows]
-        most, limit = len(sequence.token_ids) - 1, sequence.group.max_cached_tokens
-        num_blocks = (most if limit is None else min(most, limit)) // BLOCK_SIZE
-        return cache.match(self.windows, self._keys(sequence, 0, num_blocks))
+        return cache.match(self.windows, self._keys(sequence, 0, _max_cached_tokens(sequence) // BLOCK_SIZE))
 
     def adopt(self, sequence: Sequence, tables: list[list[int]]) -> None:
         """Begin `sequence`, which holds nothing, with the blocks that `match` found."""
@@ -86,6 +92,33 @@ class CacheManager:
         sequence.first_blocks = [first_visible_block(length * BLOCK_SIZE, window) for window in self.windows]
         sequence.num_computed_tokens = length * BLOCK_SIZE
         sequence.num_registered_blocks = length
+        self._stamp(sequence)
+
+    def adopt_partial(self, sequence: Sequence) -> None:
+        """After `adopt`: go on with what the next block of `sequence` begins with, if a registered block, full or
+        partly filled, begins so too. No effect where they have fewer than MIN_PARTIAL_TOKENS in common, or there is no
+        room.
+
+        The keys and values of those tokens depend on them and on what is before them alone. What else is in the block
+        is copied with them and is overwritten before any token sees it. The source may be evicted, and its room be
+        given to others, before the copy is made: they write only by later copies, or in the forward.
+        """
+        cache, pool = self._prefix_cache, self.pool
+        begin, end = sequence.num_computed_tokens, _max_cached_tokens(sequence)
+        if not cache or end - begin < MIN_PARTIAL_TOKENS:
+            return
+        tokens = encode_tokens(sequence.token_ids[begin : min(end, begin + BLOCK_SIZE)])
+        found = cache.match_partial(len(self.windows), self._parent(sequence, begin // BLOCK_SIZE), tokens)
+        if found is None or len(found.blocks) > pool.num_available - sum(map(pool.is_cached, found.blocks)):
+            return
+        self._share([found.blocks])  # lest one of them be evicted for the copy of another
+        for table, source in zip(sequence.block_tables, found.blocks, strict=True):
+            table.append(self._take())
+            self.copies.append((source, table[-1]))
+        for source in found.blocks:
+            self._release(source)
+        sequence.num_computed_tokens = begin + found.num_tokens
+        sequence.num_writable_tokens = begin + BLOCK_SIZE
         self._stamp(sequence)
 
     def reserve(self, sequence: Sequence, num_blocks: int) -> list[int] | None:
@@ -269,8 +302,15 @@ class CacheManager:
         del sequence.block_digests[num_full:]
         self._stamp(sequence)
 
-    def free(self, sequence: Sequence) -> None:
-        """Give back every block; nothing counts as computed. The end of a prefix is evicted before its beginning."""
+    def free(self, sequence: Sequence, *, keep_partial: bool = False) -> None:
+        """Give back every block; nothing counts as computed. The end of a prefix is evicted before its beginning.
+
+        Args:
+            keep_partial: register the last block, if it is partly filled, for `adopt_partial`. Not the first block: a
+                short prompt leaves nothing behind.
+        """
+        if keep_partial:
+            self._register_partial(sequence)
         self._release_from(sequence, 0)
         sequence.num_computed_tokens = 0
         sequence.num_writable_tokens = 0
@@ -320,6 +360,8 @@ class CacheManager:
         self._prefix_cache.check_integrity()
         for block in range(self.num_blocks):
             registered = self._prefix_cache.group_of(block)
+            if self._prefix_cache.is_partial(block) and not self.pool.is_cached(block):
+                raise CacheIntegrityError(f"block {block} can be found as partly filled and is not cached")
             if self.pool.is_cached(block) and registered is None:
                 raise CacheIntegrityError(f"block {block} is cached but cannot be found")
             if self.pool.ref_count(block) == 0 and not self.pool.is_cached(block) and registered is not None:
@@ -352,11 +394,32 @@ class CacheManager:
         digests, token_ids = sequence.block_digests, sequence.token_ids
         for index in range(min(len(digests), begin), end):
             tokens = encode_tokens(token_ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE])
-            parent = digests[index - 1] if index else root_digest(sequence.group.cache_salt)
+            parent = self._parent(sequence, index)
             if index == len(digests):
                 digests.append(chain_digest(parent, tokens))
             if index >= begin:
                 yield BlockKey(digests[index], parent, tokens)
+
+    @staticmethod
+    def _parent(sequence: Sequence, index: int) -> bytes:
+        """Digest of what is before block `index` of `sequence`, the digests of whose blocks before are known."""
+        return sequence.block_digests[index - 1] if index else root_digest(sequence.group.cache_salt)
+
+    def _register_partial(self, sequence: Sequence) -> None:
+        """Register the partly filled last block of `sequence`, which is about to be freed, if no other holds it."""
+        index, length = divmod(sequence.num_computed_tokens, BLOCK_SIZE)
+        cache = self._prefix_cache
+        if cache is None or index == 0 or length < MIN_PARTIAL_TOKENS or sequence.num_registered_blocks < index:
+            return
+        blocks = [table[index] for table in sequence.block_tables]
+        yet_to_copy = {destination for _, destination in self.copies}
+        if any(self.pool.ref_count(block) > 1 or block in cache or block in yet_to_copy for block in blocks):
+            return
+        parent = self._parent(sequence, index)
+        tokens = encode_tokens(sequence.token_ids[index * BLOCK_SIZE : sequence.num_computed_tokens])
+        key = BlockKey(chain_digest(parent, tokens), parent, tokens)
+        for group, block in enumerate(blocks):
+            cache.register(block, group, key)
 
     def _share(self, tables: list[list[int]]) -> None:
         for table in tables:
@@ -405,6 +468,12 @@ class CacheManager:
     def _stamp(self, sequence: Sequence) -> None:
         self._last_stamp += 1
         sequence.table_stamp = self._last_stamp
+
+
+def _max_cached_tokens(sequence: Sequence) -> int:
+    """Most tokens of `sequence` that may come from the prefix cache: never the last, whose logits are wanted."""
+    most, limit = len(sequence.token_ids) - 1, sequence.group.max_cached_tokens
+    return most if limit is None else min(most, limit)
 
 
 def _num_tokens_wanted(sequence: Sequence) -> int:

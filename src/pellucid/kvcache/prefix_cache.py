@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.kv_windows import first_visible_block
 from pellucid.kvcache.block_pool import CacheIntegrityError
+
+MIN_PARTIAL_TOKENS = 16
+"""Fewer tokens of a block are neither kept nor copied: the matmul kernels compute up to 16 tokens at a time, so that
+they would save little, and a block that is kept for them takes the room of one that has 64."""
+
+MAX_CHILDREN = 8
+"""Most blocks after one prefix that `PrefixCache.match_partial` compares, the most recent ones."""
 
 
 def encode_tokens(token_ids: list[int]) -> bytes:
@@ -33,15 +41,23 @@ def _sha256(data: bytes) -> bytes:
 
 
 class BlockKey(NamedTuple):
-    """What a full block is found by: the chained digests of its end and of its predecessor's, and its tokens."""
+    """What a block is found by: the chained digests of its end and of its predecessor's, and its tokens: 64, or fewer
+    where it is partly filled, as the last of a sequence."""
 
     digest: bytes
     parent: bytes
     tokens: bytes
 
 
+class PartialMatch(NamedTuple):
+    """The blocks, one of each KV group, whose first `num_tokens` tokens are those asked for."""
+
+    num_tokens: int
+    blocks: list[int]
+
+
 class PrefixCache:
-    """Full blocks of each KV group by the chained SHA-256 of all tokens up to their end.
+    """Blocks of each KV group by the chained SHA-256 of all tokens up to their end.
 
     A hit is taken only if parent digest and tokens are equal to those asked for, so that not even a collision could
     hand one prompt's keys and values to another. Knows nothing of references: the pool does.
@@ -50,6 +66,11 @@ class PrefixCache:
     def __init__(self) -> None:
         self._block_of: dict[tuple[int, bytes], int] = {}  # KV group, digest
         self._entry_of: dict[int, tuple[int, BlockKey]] = {}  # block -> KV group, key
+        # Of each parent, by digest: what goes on after it, the most recent last.
+        self._children: dict[bytes, dict[bytes, BlockKey]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entry_of)
 
     def __contains__(self, block: object) -> bool:
         return block in self._entry_of
@@ -58,6 +79,11 @@ class PrefixCache:
         """The KV group that `block` is registered for, or None."""
         entry = self._entry_of.get(block)
         return None if entry is None else entry[0]
+
+    def is_partial(self, block: int) -> bool:
+        """Whether `block` is registered as partly filled."""
+        entry = self._entry_of.get(block)
+        return entry is not None and len(entry[1].tokens) < 4 * BLOCK_SIZE
 
     def find(self, group: int, key: BlockKey) -> int | None:
         """The block of `group` registered under this very `key`, or None."""
@@ -119,14 +145,36 @@ class PrefixCache:
         for table in tables:
             del table[length:]
 
+    def match_partial(self, num_groups: int, parent: bytes, tokens: bytes) -> PartialMatch | None:
+        """Blocks after the prefix `parent` that begin with the longest part of `tokens`, at least MIN_PARTIAL_TOKENS of
+        them, and are there in all groups; None without any.
+
+        Of blocks after the same prefix only the MAX_CHILDREN most recent are compared, however many there are.
+        """
+        best: PartialMatch | None = None
+        most = MIN_PARTIAL_TOKENS - 1
+        children = self._children.get(parent, {})
+        for key in reversed(children.values()):
+            num_tokens = _num_common_tokens(key.tokens, tokens)
+            if num_tokens > most:
+                blocks = [block for group in range(num_groups) if (block := self.find(group, key)) is not None]
+                if len(blocks) == num_groups:
+                    best, most = PartialMatch(num_tokens, blocks), num_tokens
+        return best
+
     def register(self, block: int, group: int, key: BlockKey) -> bool:
-        """Remember a full, computed block. False, and nothing done, if the group has one of this digest already."""
+        """Remember a computed block. False, and nothing done, if the group has one of this digest already."""
         if block in self._entry_of:
             raise CacheIntegrityError(f"block {block} is registered twice")
         if (group, key.digest) in self._block_of:
             return False
         self._block_of[group, key.digest] = block
         self._entry_of[block] = (group, key)
+        children = self._children.setdefault(key.parent, {})
+        children.pop(key.digest, None)
+        children[key.digest] = key
+        if len(children) > MAX_CHILDREN:
+            del children[next(iter(children))]
         return True
 
     def forget(self, block: int) -> None:
@@ -136,16 +184,33 @@ class PrefixCache:
             raise CacheIntegrityError(f"block {block} is not registered")
         group, key = entry
         del self._block_of[group, key.digest]
+        children = self._children.get(key.parent, {})
+        if children.pop(key.digest, None) is not None and not children:
+            del self._children[key.parent]
 
     def check_integrity(self) -> None:
-        """Raises CacheIntegrityError unless digests and blocks are one to one, each with a whole block of tokens."""
+        """Raises CacheIntegrityError unless digests and blocks are one to one, each with as many tokens as are kept,
+        and what is listed after a prefix is registered."""
         for (group, digest), block in self._block_of.items():
             entry = self._entry_of.get(block)
             if (
                 entry is None
                 or (entry[0], entry[1].digest) != (group, digest)
-                or len(entry[1].tokens) != 4 * BLOCK_SIZE
+                or not MIN_PARTIAL_TOKENS <= len(entry[1].tokens) / 4 <= BLOCK_SIZE
             ):
                 raise CacheIntegrityError(f"the entry of block {block} does not match its digest")
         if len(self._block_of) != len(self._entry_of):
             raise CacheIntegrityError(f"{len(self._block_of)} digests for {len(self._entry_of)} blocks")
+        registered = {key.digest: key for _, key in self._entry_of.values()}
+        for parent, children in self._children.items():
+            if not 0 < len(children) <= MAX_CHILDREN:
+                raise CacheIntegrityError(f"{len(children)} blocks are listed after a prefix")
+            for digest, key in children.items():
+                if key.parent != parent or key.digest != digest or registered.get(digest) != key:
+                    raise CacheIntegrityError("a block that is listed after a prefix is not registered")
+
+
+def _num_common_tokens(left: bytes, right: bytes) -> int:
+    """How many tokens two encoded lists of them begin with in common."""
+    pairs = zip(memoryview(left).cast("i"), memoryview(right).cast("i"), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
