@@ -165,7 +165,7 @@ void row_kernels(const VectorKernels& kernels) {
     constexpr int kSize = 1536;
     Aligned<float> x(kSize), y(kSize), out(kSize);
     Aligned<int8_t> q(kSize);
-    Aligned<QuantBlock> blocks(kSize / 32);
+    Aligned<pellucid::QuantBlock> blocks(kSize / 32);
     fill(x, 1.0f);
     fill(y, 1.0f);
     const auto report = [&](const char* name, const auto& call) {
