@@ -10,16 +10,16 @@ usage: compare_llama_cpp.py FILE.gguf --peer-python PATH [--threads 2] [--rounds
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from peer_process import PeerError, PeerProcess
+from peer_process import PeerProcess
+from report import report
 
-from pellucid import LLM, BackendError, PellucidError, SamplingParams
+from pellucid import LLM, BackendError, SamplingParams
 from pellucid.cli import limits
 from pellucid.cli.model_cost import ModelCost
 from pellucid.estimate.speed import Utilization
@@ -101,17 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prefill", type=int, default=512, help="tokens (default: 512)")
     parser.add_argument("--decode", type=int, default=128, help="tokens (default: 128)")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        result = compare(args)
-    except (PellucidError, PeerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_result(result)
-    return 0
+    return report(parser.parse_args(argv), compare, print_result)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ usage: kl.py FILE.gguf --peer-python PATH [--hf-folder DIR] [--text FILE] [--max
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from peer_process import PeerError, PeerProcess
+from report import report
 
-from pellucid import LLM, PellucidError
+from pellucid import LLM
 from pellucid.tokenizer import Tokenizer
 from pellucid.weights.gguf import GGUFFile
 
@@ -142,17 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=1024, help="most tokens of the text to use (default: 1024)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        result = measure(args)
-    except (PellucidError, PeerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_result(result)
-    return 0
+    return report(parser.parse_args(argv), measure, print_result)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ usage: prefix.py [MODEL] [--prefix 1000] [--suffix 8] [--rounds 7] [--threads N]
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pellucid import LLM, PellucidError, SamplingParams
+from report import report
+
+from pellucid import LLM, SamplingParams
 from pellucid.weights.catalog import DEFAULT_MODEL
 
 
@@ -68,17 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        result = measure(args)
-    except (PellucidError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_result(result)
-    return 0
+    return report(parser.parse_args(argv), measure, print_result)
 
 
 if __name__ == "__main__":
