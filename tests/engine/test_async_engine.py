@@ -842,6 +842,33 @@ def test_shutdown_under_load(backend: GatedBackend) -> None:
     asyncio.run(main())
 
 
+def test_shutdown_does_not_wait_for_a_tokenizer(backend: GatedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(self: Any, messages: Any) -> list[int]:
+        begun.set()
+        go_on.wait()
+        return [1, 2, 3]
+
+    monkeypatch.setattr(FakeTokenizer, "apply_chat_template", slow)
+
+    async def main() -> None:
+        engine = AsyncEngine("fake")
+        caught = asyncio.create_task(engine.complete([{"role": "user", "content": "x"}], ENDLESS))
+        await asyncio.to_thread(begun.wait)
+        try:
+            await asyncio.wait_for(engine.shutdown(), PATIENCE)
+            assert not caught.done()
+            check_empty(engine)
+        finally:
+            go_on.set()
+        with pytest.raises(EngineClosedError, match="shut down"):
+            await caught
+        check_empty(engine)
+
+    asyncio.run(main())
+
+
 def in_child(check: Callable[[], bool]) -> int:
     """The exit code of a forked child: 0 if `check` holds there."""
     pid = os.fork()

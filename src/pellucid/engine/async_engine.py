@@ -282,8 +282,8 @@ class AsyncEngine:
                 self._inbox.put(partial(self._add, request, checked))
         except BaseException:
             with self._requests_lock:
-                self._num_coming -= 1
-                if request.request_id in self._requests:  # else it was failed with all others
+                if self._requests.get(request.request_id) is request:  # else it was ended with all others
+                    self._num_coming -= 1
                     self._unregister(request.request_id)
             raise
 
@@ -447,6 +447,8 @@ class AsyncEngine:
             for request in list(self._requests.values()):
                 self._abort(request)
         self._flush()
+        with self._requests_lock:
+            self._forget_all()  # what is left is in tokenization, and refused when that ends
 
     def _fail_all(self, defect: BaseException) -> None:
         """Not even a reset went well: the engine is at its end, and no request may wait for ever."""
@@ -454,10 +456,14 @@ class AsyncEngine:
         with self._requests_lock:
             self._is_stopping = True
             self._refusal = error.message
-            for request in list(self._requests.values()):
-                self._unregister(request.request_id)
+            for request in self._forget_all():
                 self._send(request, error)
         self._flush()
+
+    def _forget_all(self) -> list[AsyncRequest]:
+        """Under `_requests_lock`: no request is left, not even on its way here."""
+        self._num_coming = 0
+        return [self._unregister(request_id) for request_id in list(self._requests)]
 
 
 def _engine_error(defect: BaseException) -> EngineError:
