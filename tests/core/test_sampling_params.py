@@ -76,10 +76,40 @@ def test_immutable_and_hashable() -> None:
 
 
 def test_unknown_parameters_are_refused() -> None:
-    with pytest.raises(TypeError, match="presence_penalty"):
-        SamplingParams(presence_penalty=1.0)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="gradient_penalty"):
+        SamplingParams(gradient_penalty=1.0)  # type: ignore[call-arg]
 
 
 def test_stop_strings_need_text() -> None:
     with pytest.raises(InvalidRequestError, match="detokenize"):
         SamplingParams(stop="a", detokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("mirostat", [1, 2]),
+        ("repetition_penalty", [1.3, np.float32(0.5)]),
+        ("dry_sequence_breakers", [None, "a", ["a", "\n"]]),
+        ("logit_bias", [None, {5: -100, 3: 1}, [(3, 1.5)]]),
+        ("early_stopping", [True, "never"]),
+        ("dola_layers", [None, "low", "high", [3, 1]]),
+        ("negative_prompt", ["text", [1, 2]]),
+    ],
+)
+def test_what_is_taken(name: str, values: list[Any]) -> None:
+    for value in values:
+        hash(SamplingParams(**{name: value}))
+
+
+def test_mirostat_stands_alone() -> None:
+    for name, value in (("top_k", 5), ("top_p", 0.5), ("xtc_probability", 0.5)):
+        with pytest.raises(InvalidRequestError, match=name) as caught:
+            SamplingParams(mirostat=2, **{name: value})
+        assert caught.value.param == "mirostat"
+
+
+def test_pairs_of_logit_bias_are_ordered_and_unique() -> None:
+    assert SamplingParams(logit_bias={7: 1, 3: -0.5}).logit_bias == ((3, -0.5), (7, 1.0))
+    with pytest.raises(InvalidRequestError, match="token id 3 twice"):
+        SamplingParams(logit_bias=[(3, 1.0), (3, 2.0)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -54,6 +56,68 @@ def check_real(name: str, value: Any, range_text: str) -> float:
     if not math.isfinite(number):
         raise refusal(name, value, range_text)
     return number
+
+
+@dataclass(frozen=True, slots=True)
+class RealRange:
+    """The numbers from `low` to `high`; without `low` itself where it is `open`."""
+
+    low: float
+    high: float
+    open: bool = False
+
+    def __str__(self) -> str:
+        if self.open:
+            return f"a number over {self.low:g} and up to {self.high:g}"
+        return f"a number from {self.low:g} to {self.high:g}"
+
+    def check(self, name: str, value: Any) -> float:
+        """`value` as a float.
+
+        Raises:
+            InvalidRequestError: it is not a number in this range.
+        """
+        number = check_real(name, value, str(self))
+        if not self.low <= number <= self.high or (self.open and number == self.low):
+            raise refusal(name, value, str(self))
+        return number
+
+
+def check_strings(name: str, value: Any, max_count: int, max_characters: int) -> tuple[str, ...]:
+    """A string, several, or None, as a tuple of strings.
+
+    Raises:
+        InvalidRequestError: there are more than `max_count`, or one is not a string of 1 to `max_characters`.
+    """
+    range_text = f"up to {max_count} strings of 1 to {max_characters} characters each"
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise refusal(name, value, range_text)
+    strings = tuple(value)
+    if len(strings) > max_count:
+        raise InvalidRequestError(f"{name} must be {range_text}, not {len(strings)} of them", param=name)
+    for string in strings:
+        if not isinstance(string, str) or not 1 <= len(string) <= max_characters:
+            raise refusal(name, string, range_text)
+    return strings
+
+
+def check_token_ids(name: str, value: Any, max_count: int) -> tuple[int, ...]:
+    """Token ids as a tuple.
+
+    Raises:
+        InvalidRequestError: there are more than `max_count`, or one is not an integer from 0.
+    """
+    range_text = f"up to {max_count} token ids"
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise refusal(name, value, range_text)
+    ids = tuple(value)
+    if len(ids) > max_count:
+        raise InvalidRequestError(f"{name} must be {range_text}, not {len(ids)} of them", param=name)
+    return tuple(check_integer(name, token_id, 0, INT32_MAX) for token_id in ids)
 
 
 def check_boolean(name: str, value: Any) -> bool:

@@ -45,8 +45,41 @@ Message: TypeAlias = dict[str, Any]
 PromptLike: TypeAlias = str | list[int]
 
 MAX_SALT_CHARACTERS = 1024
+NOT_YET = (
+    "dynatemp_range",
+    "top_n_sigma",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "xtc_probability",
+    "mirostat",
+    "allowed_token_ids",
+    "banned_token_ids",
+    "bad_words",
+    "structured_outputs",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "dry_multiplier",
+    "no_repeat_ngram_size",
+    "logit_bias",
+    "logits_processors",
+    "logprobs_mode",
+    "prompt_logprobs",
+    "best_of",
+    "echo",
+    "strip",
+    "num_beams",
+    "penalty_alpha",
+    "dola_layers",
+    "guidance_scale",
+)
+"""Fields of SamplingParams that the engine does not serve."""
 LOGITS_CHUNK = 128
 """Most tokens that a step of `LLMEngine.logits` computes."""
+
+
+_DEFAULT_PARAMS = SamplingParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +209,9 @@ class LLMEngine:
         """
         if not isinstance(sampling_params, SamplingParams):
             raise InvalidRequestError("sampling_params must be a SamplingParams", param="sampling_params")
+        for name in NOT_YET:
+            if getattr(sampling_params, name) != getattr(_DEFAULT_PARAMS, name):
+                raise InvalidRequestError(f"{name} is not supported yet", param=name)
         if sampling_params.n > self._config.max_num_seqs:
             raise InvalidRequestError(
                 f"n is {sampling_params.n}, but at most {self._config.max_num_seqs} sequences run (max_num_seqs)",
