@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from pellucid.core.config import BackendConfig, CacheConfig, ModelConfig, SchedulerConfig, num_blocks_for
+from pellucid.core.config import (
+    BackendConfig,
+    CacheConfig,
+    ModelConfig,
+    SchedulerConfig,
+    SpeculativeConfig,
+    num_blocks_for,
+    speculative_config,
+)
 from pellucid.core.errors import InvalidRequestError
 
 
@@ -29,6 +37,25 @@ from pellucid.core.errors import InvalidRequestError
         (lambda: BackendConfig(name="gpu"), "backend"),  # type: ignore[arg-type]
         (lambda: BackendConfig(threads=0), "threads"),
         (lambda: BackendConfig(threads=1.0), "threads"),  # type: ignore[arg-type]
+        (lambda: SpeculativeConfig("magic"), "speculative"),  # type: ignore[arg-type]
+        (lambda: speculative_config("magic"), "speculative"),  # type: ignore[arg-type]
+        (lambda: speculative_config(3), "speculative"),  # type: ignore[arg-type]
+        (lambda: SpeculativeConfig("ngram", 0), "num_draft_tokens"),
+        (lambda: SpeculativeConfig("ngram", 65), "num_draft_tokens"),
+        (lambda: SpeculativeConfig("ngram", adaptive=1), "adaptive"),  # type: ignore[arg-type]
+        (lambda: SpeculativeConfig("ngram", prompt_lookup_max=0), "prompt_lookup_max"),
+        (lambda: SpeculativeConfig("ngram", prompt_lookup_min=0), "prompt_lookup_min"),
+        (lambda: SpeculativeConfig("ngram", prompt_lookup_min=3, prompt_lookup_max=2), "prompt_lookup_min"),
+        (lambda: SpeculativeConfig("lookahead", prompt_lookup_min=3), "prompt_lookup_min"),
+        (lambda: SpeculativeConfig("ngram", draft_model="small"), "draft_model"),
+        (lambda: SpeculativeConfig("draft_model"), "draft_model"),
+        (lambda: SpeculativeConfig("draft_model", draft_model=""), "draft_model"),
+        (lambda: SpeculativeConfig("ngram", layers=[1]), "layers"),
+        (lambda: SpeculativeConfig("layer_skip", layers=[]), "layers"),
+        (lambda: SpeculativeConfig("layer_skip", layers=[2, 1]), "layers"),
+        (lambda: SpeculativeConfig("layer_skip", layers=[1, 1]), "layers"),
+        (lambda: SpeculativeConfig("layer_skip", layers=[-1]), "layers"),
+        (lambda: SpeculativeConfig("layer_skip", layers="12"), "layers"),  # type: ignore[arg-type]
     ],
 )
 def test_refusals_name_the_parameter(make: Callable[[], Any], param: str) -> None:
@@ -40,3 +67,13 @@ def test_refusals_name_the_parameter(make: Callable[[], Any], param: str) -> Non
 
 def test_num_blocks_for() -> None:
     assert [num_blocks_for(tokens) for tokens in (0, 1, 64, 65, 128)] == [0, 1, 1, 2, 2]
+
+
+def test_speculative_config_is_resolved() -> None:
+    config = speculative_config("ngram")
+    assert config is not None
+    assert (config.prompt_lookup_min, config.prompt_lookup_max) == (2, 4)
+    assert SpeculativeConfig("ngram", prompt_lookup_max=1).prompt_lookup_min == 1
+    assert SpeculativeConfig("layer_skip", layers=range(3)).layers == (0, 1, 2)
+    assert speculative_config(config) is config
+    assert speculative_config(None) is None

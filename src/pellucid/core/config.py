@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.errors import InvalidRequestError
@@ -13,9 +14,12 @@ MAX_NUM_SEQS = 4096
 MAX_NUM_BATCHED_TOKENS = 2**20
 MAX_THREADS = 1024
 MAX_MEMORY = 2**63 - 1
+MAX_DRAFT_TOKENS = 64
+MAX_PROMPT_LOOKUP = 32
 
 KVCacheDtype = Literal["f16", "bf16", "f32", "q8"]
 BackendName = Literal["auto", "cpu", "reference"]
+SpeculativeMethod = Literal["ngram", "lookahead", "layer_skip", "draft_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,91 @@ class BackendConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculativeConfig:
+    """How to guess ahead (docs/speculation.md). Never changes a token, only how many steps they take.
+
+    Attributes:
+        method: who guesses: "ngram" (what followed the same tokens earlier in the text), "lookahead" (n-grams that the
+            model has produced in passing), "layer_skip" (some layers of the model itself) or "draft_model" (a smaller
+            model).
+        num_draft_tokens: most tokens guessed of a sequence in a step.
+        adaptive: guess as many, up to that, as pay by what was accepted and what steps were measured to take, and none
+            where that is best; False guesses `num_draft_tokens` always.
+        prompt_lookup_min, prompt_lookup_max: with "ngram", how many tokens must be the same, and how many are compared;
+            None for 2 and 4.
+        draft_model: with "draft_model", a catalog name, a path or an `hf:` reference. Its vocabulary is the model's.
+        layers: with "layer_skip", the layers that guess, rising; None leaves the choice to the engine.
+
+    Raises:
+        InvalidRequestError: a value is out of its range, or belongs to another method; `param` names it.
+    """
+
+    method: SpeculativeMethod
+    num_draft_tokens: int = 16
+    adaptive: bool = True
+    prompt_lookup_min: int | None = None
+    prompt_lookup_max: int | None = None
+    draft_model: str | None = None
+    layers: Iterable[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(SpeculativeMethod):
+            raise refusal("speculative", self.method, f"one of {', '.join(get_args(SpeculativeMethod))}")
+        check_integer("num_draft_tokens", self.num_draft_tokens, 1, MAX_DRAFT_TOKENS)
+        check_boolean("adaptive", self.adaptive)
+        for name, method in _METHOD_OF_OPTION.items():
+            if getattr(self, name) is not None and self.method != method:
+                raise InvalidRequestError(
+                    f"{name} is an option of the method '{method}', not of '{self.method}'", param=name
+                )
+        if self.method == "ngram":
+            longest = 4 if self.prompt_lookup_max is None else self.prompt_lookup_max
+            check_integer("prompt_lookup_max", longest, 1, MAX_PROMPT_LOOKUP)
+            shortest = min(2, longest) if self.prompt_lookup_min is None else self.prompt_lookup_min
+            check_integer("prompt_lookup_min", shortest, 1, longest, f"an integer from 1 to {longest}, the longest")
+            self._set("prompt_lookup_max", int(longest))
+            self._set("prompt_lookup_min", int(shortest))
+        if self.method == "draft_model" and (not isinstance(self.draft_model, str) or not self.draft_model):
+            raise refusal("draft_model", self.draft_model, "a catalog name, a path or an hf: reference")
+        if self.layers is not None:
+            self._set("layers", _rising_layers(self.layers))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+_METHOD_OF_OPTION: dict[str, SpeculativeMethod] = {
+    "prompt_lookup_min": "ngram",
+    "prompt_lookup_max": "ngram",
+    "draft_model": "draft_model",
+    "layers": "layer_skip",
+}
+
+
+def _rising_layers(value: Any) -> tuple[int, ...]:
+    range_text = "layer numbers from 0, each once, rising"
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise refusal("layers", value, range_text)
+    layers = tuple(check_integer("layers", layer, 0, INT32_MAX, range_text) for layer in value)
+    if not layers or list(layers) != sorted(set(layers)):
+        raise refusal("layers", list(layers), range_text)
+    return layers
+
+
+def speculative_config(value: SpeculativeMethod | SpeculativeConfig | None) -> SpeculativeConfig | None:
+    """What the name of a method stands for, or a configuration as it is.
+
+    Raises:
+        InvalidRequestError: it is neither, nor None.
+    """
+    if isinstance(value, str):
+        return SpeculativeConfig(value)
+    if value is not None and not isinstance(value, SpeculativeConfig):
+        raise refusal("speculative", value, "None, the name of a method or a SpeculativeConfig")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything an engine was asked for."""
 
@@ -115,6 +204,7 @@ class EngineConfig:
     cache: CacheConfig
     scheduler: SchedulerConfig
     backend: BackendConfig
+    speculative: SpeculativeConfig | None = None
 
 
 def num_blocks_for(num_tokens: int) -> int:
