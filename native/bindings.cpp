@@ -169,7 +169,7 @@ class NativeModel {
 
     bool forward(const Vector<int32_t>& input_ids, const Vector<int32_t>& positions, const Vector<int32_t>& cu_seqlens,
                  const Vector<int32_t>& kv_lens, const BlockTables& block_tables, const Vector<int32_t>& logits_rows,
-                 MutableMatrix<float>& logits, nb::handle capture) {
+                 MutableMatrix<float>& logits, const std::optional<Vector<int32_t>>& layers, nb::handle capture) {
         Batch batch;
         batch.num_tokens = static_cast<int>(input_ids.shape(0));
         batch.num_seqs = static_cast<int>(kv_lens.shape(0));
@@ -191,6 +191,11 @@ class NativeModel {
         require(static_cast<int>(logits.shape(0)) == batch.num_logits &&
                     static_cast<int>(logits.shape(1)) == model_.vocab_size,
                 "logits has the wrong shape");
+        if (layers) {
+            batch.layers = layers->data();
+            batch.num_layers = static_cast<int>(layers->shape(0));
+            require(capture.is_none(), "a batch that leaves out layers captures nothing");
+        }
         check(batch, static_cast<int>(block_tables.shape(2)));
         StepCapture wanted;
         if (!capture.is_none()) {
@@ -250,9 +255,20 @@ class NativeModel {
                 }
             }
         }
+        if (batch.layers != nullptr) check_layers(batch);
         for (int i = 0; i < batch.num_logits; ++i) {
             require(batch.logits_rows[i] >= 0 && batch.logits_rows[i] < batch.num_tokens,
                     "logits_rows names a token that is not in the batch");
+        }
+    }
+
+    void check_layers(const Batch& batch) const {
+        require(batch.num_layers > 0, "layers is empty: at least one must run");
+        for (int i = 0; i < batch.num_layers; ++i) {
+            const int layer = batch.layers[i];
+            require(
+                layer >= 0 && layer < static_cast<int>(model_.layers.size()) && (i == 0 || batch.layers[i - 1] < layer),
+                "layers must rise, each from 0 to " + std::to_string(model_.layers.size() - 1));
         }
     }
 
@@ -374,7 +390,7 @@ NB_MODULE(_native, module) {
         .def("write_blocks", &NativeModel::write_blocks, nb::arg("blocks"), nb::arg("data").noconvert())
         .def("forward", &NativeModel::forward, nb::arg("input_ids"), nb::arg("positions"), nb::arg("cu_seqlens"),
              nb::arg("kv_lens"), nb::arg("block_tables"), nb::arg("logits_rows"), nb::arg("logits"),
-             nb::arg("capture").none())
+             nb::arg("layers").none(), nb::arg("capture").none())
         .def_prop_ro("block_bytes", &NativeModel::block_bytes)
         .def_prop_ro("weight_bytes", &NativeModel::weight_bytes)
         .def_prop_ro("num_threads", &NativeModel::num_threads)

@@ -59,7 +59,7 @@ void Executor::capture_residual(int point) {
             const int token = wanted.tokens[i];
             std::memcpy(x, hidden_row(0, token), hidden_size * sizeof(float));
             // The last sum is otherwise made only for the rows whose logits are wanted.
-            if (last) add_residual(0, model_.layers.back().post_mlp_norm, projected_row(token), x);
+            if (last) add_residual(0, last_layer().post_mlp_norm, projected_row(token), x);
         }
     }
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 namespace pellucid {
 
@@ -57,11 +58,14 @@ float* FloatBuffer::reserve(size_t size) {
 
 Executor::Executor(Model& model, KvCache& kv_cache, ThreadPool& pool, const InstructionSet& isa)
     : model_(model),
+      all_layers_(model.layers.size()),
       kv_cache_(kv_cache),
       pool_(pool),
       matmul_(*isa.matmul),
       kernels_(*isa.vector),
-      scratch_(pool.num_threads()) {}
+      scratch_(pool.num_threads()) {
+    std::iota(all_layers_.begin(), all_layers_.end(), 0);
+}
 
 bool Executor::forward(const Batch& batch, float* logits) {
     if (batch.capture != nullptr) clock_.start(batch.capture->seconds);
@@ -75,6 +79,10 @@ bool Executor::forward(const Batch& batch, float* logits) {
 
 void Executor::prepare(const Batch& batch) {
     batch_ = batch;
+    if (batch.layers == nullptr) {
+        batch_.layers = all_layers_.data();
+        batch_.num_layers = static_cast<int>(all_layers_.size());
+    }
     single_ = batch.num_tokens == 1;
     decoding_ = batch.num_tokens == batch.num_seqs;
     seq_of_token_.resize(batch.num_tokens);
@@ -209,11 +217,16 @@ void Executor::step(int thread, float* logits) {
 
 template <bool kObserved>
 void Executor::run_layers(int thread) {
-    for (size_t layer = 0; layer < model_.layers.size(); ++layer) run_layer<kObserved>(thread, static_cast<int>(layer));
+    int before = -1;
+    for (int i = 0; i < batch_.num_layers; ++i) {
+        const int layer = batch_.layers[i];
+        run_layer<kObserved>(thread, layer, before);
+        before = layer;
+    }
 }
 
 template <bool kObserved>
-void Executor::run_layer(int thread, int index) {
+void Executor::run_layer(int thread, int index, int before) {
     const auto done = [=, this](LayerOperation operation) {
         if constexpr (kObserved) observe(thread, index, operation);
     };
@@ -222,10 +235,10 @@ void Executor::run_layer(int thread, int index) {
     const int hidden_size = model_.hidden_size;
     for_rows(thread, tokens, [&](int row) {
         float* x = hidden_row(thread, row);
-        if (index == 0) {
+        if (before < 0) {
             embed(row, x);
         } else {
-            add_residual(thread, model_.layers[index - 1].post_mlp_norm, projected_row(row), x);
+            add_residual(thread, model_.layers[before].post_mlp_norm, projected_row(row), x);
         }
         store_normalized(thread, layer.attention_norm, x, qkv_input(thread), row);
     });
@@ -500,7 +513,7 @@ void Executor::compute_logits(int thread, float* logits) {
             const int token = batch_.logits_rows[row];
             float* x = scratch_[thread].attention_row.data();
             std::memcpy(x, hidden_row(thread, token), model_.hidden_size * sizeof(float));
-            add_residual(thread, model_.layers.back().post_mlp_norm, projected_row(token), x);
+            add_residual(thread, last_layer().post_mlp_norm, projected_row(token), x);
             store_normalized(thread, model_.final_norm, x, head_input_, row);
         }
     });

@@ -26,9 +26,11 @@ struct Batch {
     const int32_t* kv_lens = nullptr;       // [num_seqs]
     const int32_t* block_tables = nullptr;  // [num_groups][num_seqs][blocks], rows contiguous
     const int32_t* logits_rows = nullptr;   // [num_logits]
-    const StepCapture* capture = nullptr;   // null where nothing is asked for
-    int64_t group_stride = 0;               // elements from a group's table to the next group's
-    int64_t seq_stride = 0;                 // elements from a sequence's row to the next sequence's
+    const int32_t* layers = nullptr;        // [num_layers], rising; null: all of the model's
+    int num_layers = 0;
+    const StepCapture* capture = nullptr;  // null where nothing is asked for
+    int64_t group_stride = 0;              // elements from a group's table to the next group's
+    int64_t seq_stride = 0;                // elements from a sequence's row to the next sequence's
 
     const int32_t* block_table(int group, int seq) const {
         return block_tables + group * group_stride + seq * seq_stride;
@@ -91,8 +93,9 @@ class Executor {
     void step(int thread, float* logits);
     template <bool kObserved>
     void run_layers(int thread);
+    // `before` is the layer that ran before it, -1 for none.
     template <bool kObserved>
-    void run_layer(int thread, int index);
+    void run_layer(int thread, int index, int before);
     void attend(int thread, int index);
     void run_mlp(int thread, const Layer& layer);
     void compute_logits(int thread, float* logits);
@@ -118,6 +121,7 @@ class Executor {
     void capture_attention(int thread, int index);
     void attention_weights(int thread, int index, int token, int head, int num_keys, float* out);
 
+    const Layer& last_layer() const { return model_.layers[batch_.layers[batch_.num_layers - 1]]; }
     int32_t block_of(const Layer& layer, int token, int block) const {
         return batch_.block_table(layer.kv_group, seq_of_token_[token])[block];
     }
@@ -138,6 +142,7 @@ class Executor {
     void for_rows(int thread, int count, Fn fn);
 
     Model& model_;
+    std::vector<int32_t> all_layers_;
     KvCache& kv_cache_;
     ThreadPool& pool_;
     const MatmulKernels& matmul_;

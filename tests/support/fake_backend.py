@@ -2,12 +2,14 @@
 
 It stores each token, with a hash of all up to it, in the slot that each KV group's block table names, and reads what
 the group's window shows back from there, so a wrong block table, a missing copy, a false prefix hit or a block given
-back too early changes what it says.
+back too early changes what it says. What a batch that leaves out layers writes is marked, and must not be read by one
+that runs all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -22,6 +24,8 @@ from pellucid.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, N
 
 VOCAB_SIZE = 61
 NUM_PATTERNS = 1009
+SKIPPED = -(2**31)
+"""Marks the hash of a prefix that was written by a batch that leaves out layers."""
 
 
 class FakeBackend:
@@ -90,6 +94,8 @@ class FakeBackend:
             positions, tokens = batch.positions[new], batch.input_ids[new]
             prefix = self._prefix_before(batch, row, int(positions[0]))
             prefixes = [prefix := crc32(token, prefix) & 0x7FFFFFFF for token in tokens[:, None]]
+            if batch.layers is not None:
+                prefixes = [value | SKIPPED for value in prefixes]
             for table in batch.block_tables[:, row]:
                 blocks = table[positions // BLOCK_SIZE]
                 self._tokens[blocks, positions % BLOCK_SIZE] = tokens
@@ -113,7 +119,7 @@ class FakeBackend:
             return 0
         index, offset = divmod(position - 1, BLOCK_SIZE)
         found = {
-            int(self._prefixes[table[index], offset])
+            int(self._read_prefixes(batch, table[index], offset))
             for table, window in zip(batch.block_tables[:, row], self.windows, strict=True)
             if window is None or window > 1
         }
@@ -131,8 +137,19 @@ class FakeBackend:
             assert (found == positions).all(), f"row {row}: the KV slots hold other positions than the block table says"
             if self.fail_on is not None and self.fail_on in self._tokens[blocks, offsets]:
                 raise BackendError(f"token {self.fail_on} makes the logits not finite")
-            context = crc32(self._prefixes[blocks, offsets].tobytes(), context)
-        return self._patterns[context % NUM_PATTERNS]
+            context = crc32(self._read_prefixes(batch, blocks, offsets).tobytes(), context)
+        logits = self._patterns[context % NUM_PATTERNS]
+        if batch.layers is None:
+            return logits
+        return logits + np.float32(0.3) * self._patterns[crc32(batch.layers, context) % NUM_PATTERNS]
+
+    def _read_prefixes(self, batch: ForwardBatch, blocks: Any, offsets: Any) -> NDArray[np.int32]:
+        prefixes = self._prefixes[blocks, offsets]
+        if batch.layers is not None:
+            return prefixes & ~np.int32(SKIPPED)
+        empty = prefixes == -1
+        assert (empty | (prefixes >= 0)).all(), "what a batch that leaves out layers wrote is read by one that runs all"
+        return prefixes
 
     def _require_blocks(self, blocks: NDArray[np.int32]) -> None:
         if not all(0 <= block < len(self._slots) for block in blocks.tolist()):
@@ -184,3 +201,6 @@ def check_batch(batch: ForwardBatch, num_blocks: int, windows: Sequence[int | No
         assert array.flags.c_contiguous
     assert batch.block_tables.dtype == np.int32
     assert batch.block_tables.strides[2] == 4
+    if batch.layers is not None:
+        assert batch.layers.dtype == np.int32
+        assert (np.diff([-1, *batch.layers, len(windows)]) > 0).all()

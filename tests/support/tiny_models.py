@@ -147,6 +147,7 @@ def make_batch(
     logits_rows: Sequence[int] | None = None,
     *,
     groups: int = 1,
+    layers: Sequence[int] | None = None,
 ) -> ForwardBatch:
     """A step over sequences, each (new tokens, tokens already computed, KV blocks); logits of all new tokens by
     default. In a model with so many KV `groups`, number n stands for the blocks `group_blocks` gives."""
@@ -160,6 +161,7 @@ def make_batch(
         kv_lens=np.array([start + len(tokens) for tokens, start, _ in pieces], np.int32),
         block_tables=group_blocks([[*blocks, *[-1] * (width - len(blocks))] for _, _, blocks in pieces], groups),
         logits_rows=np.arange(num_tokens, dtype=np.int32) if logits_rows is None else np.array(logits_rows, np.int32),
+        layers=None if layers is None else np.array(layers, np.int32),
     )
 
 

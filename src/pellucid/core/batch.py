@@ -26,6 +26,8 @@ class ForwardBatch:
         block_tables: int32 [num_groups, num_seqs, max_blocks], each row contiguous: the KV blocks of each KV group, by
             absolute block index, padded with -1. What the window of a group has left behind may be -1.
         logits_rows: int32 [num_logits], indices into `input_ids` of the tokens whose logits are wanted.
+        layers: int32 [num_layers], rising: the layers to run; the residual stream passes by the others, which write no
+            keys and values. None runs all. A batch that leaves out layers captures nothing.
         capture: what else the backend is to write down; None for nothing, which costs nothing.
     """
 
@@ -35,6 +37,7 @@ class ForwardBatch:
     kv_lens: NDArray[np.int32]
     block_tables: NDArray[np.int32]
     logits_rows: NDArray[np.int32]
+    layers: NDArray[np.int32] | None = None
     capture: StepCapture | None = None
 
     @property

@@ -30,6 +30,7 @@ class Model:
         block_tables: NDArray[np.int32],
         logits_rows: NDArray[np.int32],
         logits: NDArray[np.float32],
+        layers: NDArray[np.int32] | None,
         capture: StepCapture | None,
     ) -> bool: ...
     @property

@@ -156,6 +156,7 @@ class CpuBackend:
                 batch.block_tables,
                 batch.logits_rows,
                 logits,
+                batch.layers,
                 batch.capture,
             )
         except MemoryError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,7 @@ class ReferenceBackend:
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         self._require_open()
+        layers = self._layers(batch)
         observer = Observer(batch.capture, len(self.spec.layers))
         sequence_of_token = np.repeat(np.arange(batch.num_seqs), np.diff(batch.cu_seqlens))
         block_tables = batch.block_tables[:, sequence_of_token]
@@ -105,7 +107,8 @@ class ReferenceBackend:
 
         x = self._weights["embed_tokens.weight"][batch.input_ids] * np.float32(self.spec.embedding_scale)
         observer.residual(0, x)
-        for index, layer in enumerate(self.spec.layers):
+        for index in layers:
+            layer = self.spec.layers[index]
             residual = x
             x = self._norm(x, layer.attention_norm, f"layers.{index}.attention_norm")
             observer.done("attention_input", index)
@@ -143,6 +146,18 @@ class ReferenceBackend:
         self._kv_cache.allocate(0)
         if self._executor is not None:
             self._executor.shutdown()
+
+    def _layers(self, batch: ForwardBatch) -> Iterable[int]:
+        """The layers to run."""
+        num_layers = len(self.spec.layers)
+        if batch.layers is None:
+            return range(num_layers)
+        layers: list[int] = batch.layers.tolist()
+        if batch.capture is not None:
+            raise BackendError("a batch that leaves out layers captures nothing")
+        if not layers or not all(a < b for a, b in pairwise([-1, *layers, num_layers])):
+            raise BackendError(f"layers must rise, each from 0 to {num_layers - 1}, and be at least one; not {layers}")
+        return layers
 
     def _attention(
         self,
