@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 
 namespace pellucid {
 
@@ -48,13 +49,41 @@ extern const SamplingKernels kSamplingKernelsAvx2;    // AVX2, FMA, F16C
 extern const SamplingKernels kSamplingKernelsAvx512;  // AVX-512 F, BW, DQ, VL
 #endif
 
-// The transforms of one row, applied in this order; ranges as in core/batch.py.
-struct SamplingParams {
-    float temperature;  // 0: greedy
-    int32_t top_k;      // 0: all
-    float top_p;        // 1: all
-    float min_p;        // 0: all
+// How to choose one token: a record of SAMPLING_DTYPE (core/batch.py), where the fields are described. A test holds
+// names, types and offsets against it.
+struct SamplingRow {
+    float temperature = 1.0f;  // 0: greedy
+    float dynatemp_range = 0.0f;
+    float dynatemp_exponent = 1.0f;
+    float top_n_sigma = 0.0f;
+    int32_t top_k = 0;   // 0: all
+    float top_p = 1.0f;  // 1: all
+    float min_p = 0.0f;  // 0: all
+    float typical_p = 1.0f;
+    float epsilon_cutoff = 0.0f;
+    float eta_cutoff = 0.0f;
+    float xtc_probability = 0.0f;
+    float xtc_threshold = 0.0f;
+    int32_t mirostat = 0;
+    float mirostat_tau = 0.0f;
+    float mirostat_eta = 0.0f;
+    float mirostat_mu = 0.0f;
+    float repetition_penalty = 1.0f;
+    float presence_penalty = 0.0f;
+    float frequency_penalty = 0.0f;
+    float dry_multiplier = 0.0f;
+    float dry_base = 0.0f;
+    int32_t dry_allowed_length = 0;
+    int32_t dry_penalty_last_n = 0;
+    int32_t no_repeat_ngram_size = 0;
+    int32_t num_prompt_tokens = 0;
+    int32_t num_logprobs = -1;
+    int32_t processed_logprobs = 0;
+    uint32_t sequence_index = 0;
+    uint32_t position = 0;
+    uint64_t seed = 0;
 };
+static_assert(sizeof(SamplingRow) == 128 && std::is_standard_layout_v<SamplingRow>);
 
 // Counter and key of the draw (Philox4x32-10, Salmon et al., 2011): decoding/rng.py draw_bits.
 uint64_t draw_bits(uint64_t seed, uint32_t sequence_index, uint32_t position, uint32_t stream);
@@ -69,7 +98,7 @@ class Sampler {
     bool begin_row(const float* logits, int64_t vocab_size);
 
     // The token that `bits` chooses among the survivors of the transforms.
-    int32_t choose(const SamplingParams& params, uint64_t bits);
+    int32_t choose(const SamplingRow& row, uint64_t bits);
 
     // Survivors of the transforms by rising id, with their integer weights. Temperature is above 0.
     struct Survivors {
@@ -78,7 +107,7 @@ class Sampler {
         int64_t size;
         uint64_t total;
     };
-    Survivors survivors(const SamplingParams& params);
+    Survivors survivors(const SamplingRow& row);
 
     // Natural log of the raw softmax at `token`.
     float raw_logprob(int32_t token);

@@ -88,39 +88,38 @@ bool Sampler::begin_row(const float* logits, int64_t vocab_size) {
     return max_ > -kInfinity;
 }
 
-int32_t Sampler::choose(const SamplingParams& params, uint64_t bits) {
-    if (params.temperature == 0.0f) return first_max();
-    const bool keeps_all =
-        (params.top_k == 0 || params.top_k >= vocab_size_) && params.top_p >= 1.0f && params.min_p <= 0.0f;
-    if (keeps_all) return draw_from_all(inverse(params.temperature), bits);
-    const Survivors kept = survivors(params);
+int32_t Sampler::choose(const SamplingRow& row, uint64_t bits) {
+    if (row.temperature == 0.0f) return first_max();
+    const bool keeps_all = (row.top_k == 0 || row.top_k >= vocab_size_) && row.top_p >= 1.0f && row.min_p <= 0.0f;
+    if (keeps_all) return draw_from_all(inverse(row.temperature), bits);
+    const Survivors kept = survivors(row);
     uint64_t target = multiply_high(bits, kept.total);
     int64_t i = 0;
     while (target >= kept.weights[i]) target -= kept.weights[i++];
     return kept.ids[i];
 }
 
-Sampler::Survivors Sampler::survivors(const SamplingParams& params) {
-    const float factor = inverse(params.temperature);
-    const bool has_top_k = params.top_k > 0 && params.top_k < vocab_size_;
+Sampler::Survivors Sampler::survivors(const SamplingRow& row) {
+    const float factor = inverse(row.temperature);
+    const bool has_top_k = row.top_k > 0 && row.top_k < vocab_size_;
     Survivors kept;
     if (has_top_k) {
-        kept = collect_top_k(params.top_k, factor);
-    } else if (params.top_p < 1.0f) {
-        kept = collect_nucleus(params.top_p, factor);
+        kept = collect_top_k(row.top_k, factor);
+    } else if (row.top_p < 1.0f) {
+        kept = collect_nucleus(row.top_p, factor);
     } else {
         exp_all(factor);
-        kept = collect_above(static_cast<float>(params.min_p * kWeightOne * 0.5), factor);  // half: keep_min_p is exact
+        kept = collect_above(static_cast<float>(row.min_p * kWeightOne * 0.5), factor);  // half: keep_min_p is exact
     }
-    if (params.top_p < 1.0f) {
+    if (row.top_p < 1.0f) {
         kept.size = keep_prefix(
-            kept.size, mass(params.top_p, kept.total), [&](int64_t i) { return weights_[i]; },
+            kept.size, mass(row.top_p, kept.total), [&](int64_t i) { return weights_[i]; },
             [&](int64_t from, int64_t to) {
                 ids_[to] = ids_[from];
                 weights_[to] = weights_[from];
             });
     }
-    if (params.min_p > 0.0f) kept.size = keep_min_p(kept.size, params.min_p);
+    if (row.min_p > 0.0f) kept.size = keep_min_p(kept.size, row.min_p);
     kept.total = 0;
     for (int64_t i = 0; i < kept.size; ++i) kept.total += weights_[i];
     return kept;

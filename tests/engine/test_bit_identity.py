@@ -190,7 +190,9 @@ def draw_by_row(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
     sample = backend.sample
 
     def mutant(logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
-        return sample(logits, replace(sampling, sequence_index=np.arange(sampling.num_rows, dtype=np.uint32)))
+        rows = sampling.rows.copy()
+        rows["sequence_index"] = np.arange(sampling.num_rows)
+        return sample(logits, replace(sampling, rows=rows))
 
     monkeypatch.setattr(backend, "sample", mutant)
 

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from pellucid.core.batch import SAMPLING_DTYPE
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.kvcache.cache_manager import CacheManager
+from tests.support.sampling import make_batch
 from tests.support.sequences import make_group, make_sequence
 
 
@@ -91,8 +93,8 @@ def test_a_group_yet_to_fork_asks_for_one_row_each() -> None:
     batch = builder.build([group.sequences[0]], group.sequences)
     assert batch.logits_rows.tolist() == [2, 2, 2]
     sampling = builder.build_sampling(group.sequences)
-    assert sampling.sequence_index.tolist() == [0, 1, 2]
-    assert sampling.position.tolist() == [3, 3, 3]
+    assert sampling.rows["sequence_index"].tolist() == [0, 1, 2]
+    assert sampling.rows["position"].tolist() == [3, 3, 3]
 
 
 def test_one_token_each_but_not_all_chosen_from() -> None:
@@ -115,18 +117,72 @@ def test_one_token_each_but_not_all_chosen_from() -> None:
 def test_sampling() -> None:
     builder = make_builder()
     params = SamplingParams(temperature=0.5, top_k=3, top_p=0.25, min_p=0.125, logprobs=0)
-    left, right = make_group([1, 2], params).sequences[0], make_group([1], SamplingParams()).sequences[0]
-    left.group.seed, right.group.seed = 2**64 - 1, 1
+    left = make_group([1, 2], params, seed=2**64 - 1).sequences[0]
+    right = make_group([1], SamplingParams(n=2), seed=1).sequences[1]
+    wanted = make_batch(2).rows
+    for name, values in {
+        "temperature": (0.5, 1.0),
+        "top_k": (3, 0),
+        "top_p": (0.25, 1.0),
+        "min_p": (0.125, 0.0),
+        "num_prompt_tokens": (2, 1),
+        "num_logprobs": (0, -1),
+        "sequence_index": (0, 1),
+        "position": (2, 1),
+        "seed": (2**64 - 1, 1),
+    }.items():
+        wanted[name] = values
     for _ in range(2):
-        sampling = builder.build_sampling([left, right])
-        assert sampling.temperature.tolist() == [0.5, 1.0]
-        assert sampling.top_k.tolist() == [3, 0]
-        assert sampling.top_p.tolist() == [0.25, 1.0]
-        assert sampling.min_p.tolist() == [0.125, 0.0]
-        assert sampling.seed.tolist() == [2**64 - 1, 1]
-        assert sampling.seed.dtype == np.uint64
-        assert sampling.num_logprobs.tolist() == [0, -1]
-    assert sampling.position.tolist() == [2, 1]
+        assert builder.build_sampling([left, right]).rows.tolist() == wanted.tolist()
     left.token_ids.append(5)
-    assert builder.build_sampling([left, right]).position.tolist() == [3, 1]
-    assert builder.build_sampling([right]).seed.tolist() == [1]
+    assert builder.build_sampling([left, right]).rows["position"].tolist() == [3, 1]
+    assert builder.build_sampling([right]).rows["seed"].tolist() == [1]
+
+
+def test_every_column_of_the_record_is_a_parameter_or_of_the_sequence() -> None:
+    others = {"sequence_index", "position", "num_prompt_tokens", "num_logprobs", "processed_logprobs", "mirostat_mu"}
+    assert SAMPLING_DTYPE.names is not None
+    assert {name for name in SAMPLING_DTYPE.names if name not in SamplingParams.__slots__} == others
+
+
+def test_what_only_some_rows_need_is_there_for_them_alone() -> None:
+    builder = make_builder()
+    plain = make_sequence([1, 2])
+    penalized = make_group([1, 2, 3], SamplingParams(repetition_penalty=1.5)).sequences[0]
+    biased = make_group([4], SamplingParams(logit_bias={7: 1.5, 3: -2}, mirostat=2, mirostat_tau=4)).sequences[0]
+    batch = builder.build_sampling([plain])
+    assert (batch.tokens, batch.bias, batch.masks, batch.dry_breakers) == (None, None, None, None)
+    assert builder.build_sampling([plain]) is batch
+    rows = [plain, penalized, biased]
+    batch = builder.build_sampling(rows)
+    assert batch.tokens is not None
+    assert [None if tokens is None else tokens.tolist() for tokens in batch.tokens] == [None, [1, 2, 3], None]
+    assert batch.bias is not None
+    assert batch.bias[:2] == [None, None]
+    assert batch.bias[2] is not None
+    assert [array.tolist() for array in batch.bias[2]] == [[3, 7], [-2.0, 1.5]]
+    assert batch.rows["mirostat_mu"][2] == 8.0
+    penalized.token_ids.append(9)
+    biased.mirostat_mu = 6.5
+    batch = builder.build_sampling(rows)
+    assert batch.tokens is not None
+    assert batch.tokens[1] is not None
+    assert batch.tokens[1].tolist() == [1, 2, 3, 9]
+    assert batch.rows["mirostat_mu"][2] == 6.5
+    batch = builder.build_sampling([plain])
+    assert (batch.tokens, batch.bias) == (None, None)
+
+
+def test_token_array_follows_the_tokens() -> None:
+    sequence = make_sequence(range(5))
+    assert sequence.token_array().tolist() == [0, 1, 2, 3, 4]
+    for token in range(5, 40):
+        assert sequence.token_array([100, 101]).tolist() == [*range(token), 100, 101]
+        sequence.token_ids.append(token)
+    assert sequence.token_array().tolist() == list(range(40))
+    assert sequence.token_array().dtype == np.int32
+    del sequence.token_ids[10:]
+    assert sequence.token_array().tolist() == list(range(10))
+    sequence.token_ids[:2] = [8, 9]
+    sequence.num_buffered_tokens = 0
+    assert sequence.token_array().tolist() == [8, 9, *range(2, 10)]

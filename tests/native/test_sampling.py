@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pellucid.core.batch import SampledTokens, SamplingBatch
+from pellucid.core.batch import SAMPLING_DTYPE, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, InvalidRequestError
 from pellucid.decoding import logits_processors, rng, sampler
 from pellucid.decoding.logits_processors import Logits
@@ -17,6 +17,7 @@ from tests.support.sampling import chi_squared_bound, make_batch
 native = pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
 
 ISAS = [isa for isa in ("avx512", "avx2", "portable") if isa == "portable" or isa in native.peak_isas()]
+FIELDS = ("token_ids", "logprobs", "top_ids", "top_logprobs")
 VOCAB_SIZES = (1, 2, 15, 16, 17, 255, 256, 257, 1023, 1024, 1025, 5000, 32003)
 TEMPERATURES = (1e-45, 1e-30, 0.1, 0.7, 1.0, 1.5, 100.0, 1e30)
 TOP_PS = (1.0, 0.999999, 0.95, 0.5, 0.01, 1e-20)
@@ -24,8 +25,18 @@ MIN_PS = (0.0, 1e-10, 0.05, 0.5, 1.0)
 
 
 def native_sample(logits: NDArray[np.float32], batch: SamplingBatch, isa: str | None = None) -> SampledTokens:
-    columns = [getattr(batch, name) for name in SamplingBatch.__slots__]
-    return SampledTokens(*native.sample(logits, *columns, isa=isa))
+    return SampledTokens(*native.sample(logits, batch.rows.view(np.uint8), isa=isa))
+
+
+def native_survivors(logits: Logits, isa: str, **parameters: Any) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+    survivors: tuple[Any, Any] = native.survivors(logits, make_batch(1, **parameters).rows.view(np.uint8), isa=isa)
+    return survivors
+
+
+def test_the_record_is_the_same_in_both_languages() -> None:
+    fields = SAMPLING_DTYPE.fields
+    assert fields is not None
+    assert [(name, str(fields[name][0]), fields[name][1]) for name in SAMPLING_DTYPE.names] == native.SAMPLING_FIELDS
 
 
 def random_logits(generator: np.random.Generator, vocab_size: int) -> Logits:
@@ -61,7 +72,7 @@ def check_survivors(isa: str, num_cases: int = 100, **fixed: Any) -> None:
         logits = random_logits(generator, vocab_size)
         parameters = random_parameters(generator, vocab_size) | fixed
         expected = sampler.process(logits, **parameters)
-        ids, weights = native.survivors(logits, isa=isa, **parameters)
+        ids, weights = native_survivors(logits, isa, **parameters)
         assert np.array_equal(ids, np.flatnonzero(expected > -np.inf)), (vocab_size, parameters)
         assert np.array_equal(weights, logits_processors.weights(expected)[ids]), (vocab_size, parameters)
 
@@ -111,7 +122,7 @@ def test_top_p_where_the_sample_of_the_tail_misleads(isa: str, top_p: float) -> 
     logits[(np.arange(8192) // 16) % 4 == 0] = -30.0
     logits[3] = 6.0
     expected = sampler.process(logits, temperature=1.0, top_k=0, top_p=top_p, min_p=0.0)
-    ids, _ = native.survivors(logits, top_p=top_p, isa=isa)
+    ids, _ = native_survivors(logits, isa, top_p=top_p)
     assert np.array_equal(ids, np.flatnonzero(expected > -np.inf))
 
 
@@ -121,7 +132,7 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
     batch = make_batch(30, temperature=0.8, top_p=[0.9, 0.95, 1.0] * 10, min_p=0.001, seed=3, num_logprobs=10)
     first, *others = (native_sample(logits, batch, isa) for isa in ISAS)
     for other in others:
-        for name in SampledTokens.__slots__:
+        for name in FIELDS:
             assert np.array_equal(getattr(first, name), getattr(other, name)), name
 
 
@@ -160,9 +171,8 @@ def test_a_row_depends_on_nothing_but_itself() -> None:
     whole = native_sample(logits, batch)
     order = generator.permutation(64)
     for part in (order, order[:7], order[:1]):
-        fields = {name: getattr(batch, name)[part] for name in SamplingBatch.__slots__}
-        again = native_sample(logits[part], SamplingBatch(**fields))
-        for name in SampledTokens.__slots__:
+        again = native_sample(logits[part], SamplingBatch(batch.rows[part]))
+        for name in FIELDS:
             assert np.array_equal(getattr(again, name), getattr(whole, name)[part]), name
 
 
@@ -213,7 +223,7 @@ def test_parameters_out_of_range(name: str, value: Any) -> None:
 
 def test_other_refusals() -> None:
     logits = np.zeros((2, 4), dtype=np.float32)
-    with pytest.raises(InvalidRequestError, match="temperature has 3 entries for 2 rows"):
+    with pytest.raises(BackendError, match=r"shape \(2, 4\), but there are 3 rows"):
         native_sample(logits, make_batch(3))
     with pytest.raises(BackendError, match="vocabulary of 0 tokens"):
         native_sample(logits[:, :0], make_batch(2))

@@ -6,36 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.core.batch import SamplingBatch
+from pellucid.core.batch import SamplingBatch, sampling_record
+from pellucid.core.sampling_params import SamplingParams
 
 
-def make_batch(
-    num_rows: int,
-    *,
-    temperature: Any = 1.0,
-    top_k: Any = 0,
-    top_p: Any = 1.0,
-    min_p: Any = 0.0,
-    seed: Any = 0,
-    sequence_index: Any = 0,
-    position: Any = None,
-    num_logprobs: Any = -1,
-) -> SamplingBatch:
-    """A batch from scalars or arrays; positions count from 0."""
-
-    def column(value: Any, dtype: Any) -> Any:
-        return np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype=dtype), num_rows))
-
-    return SamplingBatch(
-        temperature=column(temperature, np.float32),
-        top_k=column(top_k, np.int32),
-        top_p=column(top_p, np.float32),
-        min_p=column(min_p, np.float32),
-        seed=column(seed, np.uint64),
-        sequence_index=column(sequence_index, np.uint32),
-        position=column(np.arange(num_rows) if position is None else position, np.uint32),
-        num_logprobs=column(num_logprobs, np.int32),
-    )
+def make_batch(num_rows: int, **columns: Any) -> SamplingBatch:
+    """A batch from scalars or arrays, by the names of SAMPLING_DTYPE; positions count from 0 where none are given."""
+    rows = np.repeat(sampling_record(SamplingParams(), seed=0, num_prompt_tokens=0), num_rows)
+    rows["position"] = np.arange(num_rows)
+    for name, value in columns.items():
+        rows[name] = value
+    return SamplingBatch(rows)
 
 
 def chi_squared_bound(degrees_of_freedom: int) -> float:

@@ -63,9 +63,9 @@ class LogitsRecorder:
         return getattr(self._backend, name)
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
-        keys = (sampling.seed.tolist(), sampling.sequence_index.tolist(), sampling.position.tolist())
-        for row, *key in zip(logits, *keys, strict=True):
-            self.logits.setdefault(tuple(key), hash(row.tobytes()))
+        keys = sampling.rows[["seed", "sequence_index", "position"]].tolist()
+        for row, key in zip(logits, keys, strict=True):
+            self.logits.setdefault(key, hash(row.tobytes()))
         return self._backend.sample(logits, sampling)
 
 

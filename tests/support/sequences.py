@@ -11,7 +11,12 @@ _numbers = iter(range(10**9))
 
 
 def make_group(
-    token_ids: ListLike[int], params: SamplingParams | None = None, *, priority: int = 0, salt: bytes = b""
+    token_ids: ListLike[int],
+    params: SamplingParams | None = None,
+    *,
+    priority: int = 0,
+    salt: bytes = b"",
+    seed: int | None = None,
 ) -> SequenceGroup:
     number = next(_numbers)
     return SequenceGroup(
@@ -19,7 +24,7 @@ def make_group(
         list(token_ids),
         params or SamplingParams(max_tokens=1000),
         max_model_len=100_000,
-        seed=number,
+        seed=number if seed is None else seed,
         arrival_number=number,
         arrival_time=0.0,
         priority=priority,

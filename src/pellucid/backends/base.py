@@ -65,7 +65,7 @@ class Backend(Protocol):
         ...
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
-        """Choose one token a row of `logits` (float32 [num_rows, vocab_size], finite or -inf, left unchanged).
+        """Choose one token a row of `logits` (float32 [num_rows, vocab_size], finite or -inf), which it may overwrite.
 
         Raises:
             BackendError: a row holds NaN or +inf, or nothing but -inf.

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.capture import StepCapture
+from pellucid.core.sampling_params import SamplingParams
 
 BLOCK_SIZE = 64
 """Tokens a KV block holds, of the layers of one KV group (pellucid.models.kv_groups). Attention folds these blocks at
@@ -61,35 +62,92 @@ class ForwardOutput:
     logits: NDArray[np.float32]
 
 
+SAMPLING_DTYPE = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("dynatemp_range", np.float32),
+        ("dynatemp_exponent", np.float32),
+        ("top_n_sigma", np.float32),
+        ("top_k", np.int32),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("typical_p", np.float32),
+        ("epsilon_cutoff", np.float32),
+        ("eta_cutoff", np.float32),
+        ("xtc_probability", np.float32),
+        ("xtc_threshold", np.float32),
+        ("mirostat", np.int32),
+        ("mirostat_tau", np.float32),
+        ("mirostat_eta", np.float32),
+        ("mirostat_mu", np.float32),
+        ("repetition_penalty", np.float32),
+        ("presence_penalty", np.float32),
+        ("frequency_penalty", np.float32),
+        ("dry_multiplier", np.float32),
+        ("dry_base", np.float32),
+        ("dry_allowed_length", np.int32),
+        ("dry_penalty_last_n", np.int32),
+        ("no_repeat_ngram_size", np.int32),
+        ("num_prompt_tokens", np.int32),
+        ("num_logprobs", np.int32),
+        ("processed_logprobs", np.int32),
+        ("sequence_index", np.uint32),
+        ("position", np.uint32),
+        ("seed", np.uint64),
+    ],
+    align=True,
+)
+"""How to choose a token, as one record; `SamplingRow` of native/include/sampling.h is the same in C++.
+
+Columns named as fields of `SamplingParams` mean the same. The rest:
+
+- mirostat_mu: what mirostat has come to for this sequence; 2 * mirostat_tau at its start.
+- num_prompt_tokens: how many of the row's tokens are the prompt; the others were generated.
+- num_logprobs: -1 for none, else how many top alternatives to report besides the chosen token.
+- processed_logprobs: 1 to report log-probabilities of the distribution that is drawn from, 0 of the model's own.
+- seed: Philox key; sequence_index: index of the sequence within its request (n > 1); position: absolute position of
+  the token to be chosen. All three unsigned.
+"""
+
+_FROM_PARAMS = [name for name in SAMPLING_DTYPE.names or () if name in SamplingParams.__slots__ and name != "seed"]
+
+
+def sampling_record(params: SamplingParams, *, seed: int, num_prompt_tokens: int) -> NDArray[np.void]:
+    """One record of SAMPLING_DTYPE, [1], that lacks the sequence's index and the position of the token."""
+    record = np.zeros(1, SAMPLING_DTYPE)
+    for name in _FROM_PARAMS:
+        record[name] = getattr(params, name)
+    record["mirostat_mu"] = 2 * params.mirostat_tau
+    record["num_prompt_tokens"] = num_prompt_tokens
+    record["num_logprobs"] = -1 if params.logprobs is None else params.logprobs
+    record["processed_logprobs"] = params.logprobs_mode == "processed"
+    record["seed"] = seed
+    return record
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingBatch:
-    """How to choose the next token of each logits row; arrays are parallel, [num_rows].
+    """How to choose the next token of each logits row. Row k's answer depends on entry k of each attribute alone.
 
-    The transforms apply in this order: temperature, top-k, top-p, min-p; then one draw.
+    The lists are None where no row has an entry.
 
     Attributes:
-        temperature: float32; 0 means greedy (the highest logit, the lowest id on a tie).
-        top_k: int32; 0 keeps all.
-        top_p: float32 in (0, 1]; 1 keeps all.
-        min_p: float32 in [0, 1]; 0 keeps all.
-        seed: uint64, Philox key.
-        sequence_index: uint32, index of the sequence within its request (n > 1).
-        position: uint32, absolute position of the token to be chosen.
-        num_logprobs: int32; -1 for none, else how many top alternatives to report besides the chosen token.
+        rows: records [num_rows] of SAMPLING_DTYPE, contiguous.
+        tokens: the prompt and the output so far, int32 [num_tokens], of each row whose penalties look at them.
+        bias: token ids int32 [n], without repetition, and what is added to their logits, float32 [n].
+        masks: uint32 [ceil(vocab_size / 32)]; token t may be chosen where bit t % 32 of word t // 32 is set.
+        dry_breakers: token ids int32 [n] that end a repetition for DRY.
     """
 
-    temperature: NDArray[np.float32]
-    top_k: NDArray[np.int32]
-    top_p: NDArray[np.float32]
-    min_p: NDArray[np.float32]
-    seed: NDArray[np.uint64]
-    sequence_index: NDArray[np.uint32]
-    position: NDArray[np.uint32]
-    num_logprobs: NDArray[np.int32]
+    rows: NDArray[np.void]
+    tokens: list[NDArray[np.int32] | None] | None = None
+    bias: list[tuple[NDArray[np.int32], NDArray[np.float32]] | None] | None = None
+    masks: list[NDArray[np.uint32] | None] | None = None
+    dry_breakers: list[NDArray[np.int32] | None] | None = None
 
     @property
     def num_rows(self) -> int:
-        return int(self.temperature.shape[0])
+        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +156,16 @@ class SampledTokens:
 
     Attributes:
         token_ids: int32 [num_rows].
-        logprobs: float32 [num_rows], natural log of the raw softmax (no transforms) at the chosen token; NaN where the
-            row asked for none.
-        top_ids: int32 [num_rows, k] with k the largest `num_logprobs` in the batch, by falling raw probability,
-            padded with -1.
-        top_logprobs: float32 [num_rows, k], raw log-probabilities of `top_ids`.
+        logprobs: float32 [num_rows], natural log of the raw softmax (no transforms) at the chosen token, or of the
+            final one where the row asked for `processed_logprobs`; NaN where it asked for none.
+        top_ids: int32 [num_rows, k] with k the largest `num_logprobs` in the batch, by falling probability in the same
+            distribution, padded with -1.
+        top_logprobs: float32 [num_rows, k], log-probabilities of `top_ids`.
+        mirostat_mu: float32 [num_rows], what each row's `mirostat_mu` comes to; None where no row uses mirostat.
     """
 
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     top_ids: NDArray[np.int32]
     top_logprobs: NDArray[np.float32]
+    mirostat_mu: NDArray[np.float32] | None = None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as ListLike
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.core.batch import sampling_record
 from pellucid.core.errors import PellucidError
 from pellucid.core.metrics import RequestMetrics
 from pellucid.core.outputs import FinishReason, Logprob
@@ -41,9 +46,13 @@ class Sequence:
         max_length: number of tokens at which the sequence ends with "length".
         logprobs: one dictionary a generated token, or None.
         token_times: when each token generated came, in seconds on the engine's clock.
+        mirostat_mu: what mirostat has come to; given to each draw and taken back from it.
+        num_buffered_tokens: how many of `token_ids` `token_array` need not look at again; whoever changes any but by
+            appending lowers it.
     """
 
     __slots__ = (
+        "_token_buffer",
         "block_digests",
         "block_tables",
         "error",
@@ -53,6 +62,8 @@ class Sequence:
         "index",
         "logprobs",
         "max_length",
+        "mirostat_mu",
+        "num_buffered_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
         "num_registered_blocks",
@@ -87,6 +98,9 @@ class Sequence:
         self.error: PellucidError | None = None
         self.logprobs: list[dict[int, Logprob]] | None = None if group.sampling_params.logprobs is None else []
         self.token_times: list[float] = []
+        self.mirostat_mu = 2 * group.sampling_params.mirostat_tau
+        self.num_buffered_tokens = 0
+        self._token_buffer = np.empty(0, np.int32)
 
     @property
     def num_tokens(self) -> int:
@@ -105,6 +119,19 @@ class Sequence:
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
 
+    def token_array(self, draft_token_ids: ListLike[int] = ()) -> NDArray[np.int32]:
+        """`token_ids` and then `draft_token_ids` as int32 [n]: a view of a buffer that the next call overwrites."""
+        first, end = self.num_buffered_tokens, len(self.token_ids)
+        length = end + len(draft_token_ids)
+        if length > len(self._token_buffer):
+            buffer = np.empty(2 * length, np.int32)
+            buffer[:first] = self._token_buffer[:first]
+            self._token_buffer = buffer
+        self._token_buffer[first:end] = self.token_ids[first:]
+        self._token_buffer[end:length] = draft_token_ids
+        self.num_buffered_tokens = end
+        return self._token_buffer[:length]
+
     @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
@@ -121,6 +148,10 @@ class SequenceGroup:
 
     Attributes:
         seed: key of every draw of the request; the sequence's index and the token's position make the rest.
+        sampling_record: how its tokens are chosen: the bytes of a record of SAMPLING_DTYPE, which lacks the sequence's
+            index, the token's position and mirostat's state.
+        logit_bias: token ids int32 [n] and what is added to their logits, float32 [n]; None for nothing.
+        dry_breakers: token ids int32 [n] that end a repetition for DRY; None for none.
         stop_token_ids: token ids that end a sequence, end-of-sequence tokens included unless ignored.
         eos_token_ids: the end-of-sequence tokens among them.
         priority: lower runs first; equal ones in order of arrival.
@@ -142,9 +173,11 @@ class SequenceGroup:
         "arrival_number",
         "arrival_time",
         "cache_salt",
+        "dry_breakers",
         "eos_token_ids",
         "first_scheduled_time",
         "is_forked",
+        "logit_bias",
         "max_cached_tokens",
         "num_cached_tokens",
         "num_computed_elsewhere",
@@ -155,6 +188,7 @@ class SequenceGroup:
         "prompt_token_ids",
         "request_id",
         "sampling_params",
+        "sampling_record",
         "seed",
         "sequences",
         "stop_token_ids",
@@ -182,6 +216,10 @@ class SequenceGroup:
         self.prompt_token_ids = prompt_token_ids
         self.sampling_params = sampling_params
         self.seed = seed
+        record = sampling_record(sampling_params, seed=seed, num_prompt_tokens=len(prompt_token_ids))
+        self.sampling_record = record.tobytes()
+        self.logit_bias = _logit_bias(sampling_params)
+        self.dry_breakers: NDArray[np.int32] | None = None
         self.eos_token_ids = frozenset() if sampling_params.ignore_eos else eos_token_ids
         self.stop_token_ids = self.eos_token_ids.union(sampling_params.stop_token_ids or ())
         self.priority = priority
@@ -225,3 +263,10 @@ class SequenceGroup:
                 metrics.prefill = first - self.first_scheduled_time
                 metrics.decode = last - first
         return metrics
+
+
+def _logit_bias(params: SamplingParams) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+    if not params.logit_bias:
+        return None
+    token_ids, values = zip(*params.logit_bias, strict=True)
+    return np.array(token_ids, np.int32), np.array(values, np.float32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,8 @@ def sample(logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledToken
     if not 1 <= vocab_size <= transforms.MAX_VOCAB_SIZE:
         raise BackendError(f"vocabulary of {vocab_size} tokens; 1 to {transforms.MAX_VOCAB_SIZE} can be sampled")
 
-    width = min(int(sampling.num_logprobs.max(initial=0)), vocab_size)
+    rows = sampling.rows
+    width = min(int(rows["num_logprobs"].max(initial=0)), vocab_size)
     token_ids = np.empty(num_rows, dtype=np.int32)
     logprobs = np.full(num_rows, np.nan, dtype=np.float32)
     top_ids = np.full((num_rows, width), -1, dtype=np.int32)
@@ -42,9 +45,9 @@ def sample(logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledToken
         check_logits(raw, row)
         token = _choose(raw, sampling, row)
         token_ids[row] = token
-        if sampling.num_logprobs[row] >= 0:
+        if rows["num_logprobs"][row] >= 0:
             logprobs[row] = raw_logprobs(raw, np.array([token]))[0]
-            ids = transforms.descending(raw)[: sampling.num_logprobs[row]]
+            ids = transforms.descending(raw)[: rows["num_logprobs"][row]]
             top_ids[row, : ids.size] = ids
             top_logprobs[row, : ids.size] = raw_logprobs(raw, ids)
     return SampledTokens(token_ids, logprobs, top_ids, top_logprobs)
@@ -86,36 +89,34 @@ def check_logits(logits: Logits, row: int) -> None:
 
 def check_parameters(sampling: SamplingBatch) -> None:
     """Raises:
-    InvalidRequestError: a value is out of the range that SamplingBatch states, or lengths differ.
+    InvalidRequestError: a value is out of its range.
     """
-    for name in SamplingBatch.__slots__:
-        length = getattr(sampling, name).shape[0]
-        if length != sampling.num_rows:
-            raise InvalidRequestError(f"{name} has {length} entries for {sampling.num_rows} rows", param=name)
-    ranges = (
-        ("temperature", np.isfinite(sampling.temperature) & (sampling.temperature >= 0), "0 (greedy) or above"),
-        ("top_k", sampling.top_k >= 0, "0 (keep all) or above"),
-        ("top_p", (sampling.top_p > 0) & (sampling.top_p <= 1), "above 0 and at most 1"),
-        ("min_p", (sampling.min_p >= 0) & (sampling.min_p <= 1), "from 0 to 1"),
-        ("num_logprobs", sampling.num_logprobs >= -1, "-1 (none) or above"),
-    )
-    for name, valid, wanted in ranges:
-        if not valid.all():
-            row = int(np.flatnonzero(~valid)[0])
-            raise InvalidRequestError(
-                f"{name} of row {row} is {getattr(sampling, name)[row]}; it must be {wanted}", param=name
-            )
+    rows = sampling.rows
+    for name, (valid, wanted) in _RANGES.items():
+        outside = ~valid(rows[name])
+        if outside.any():
+            row = int(np.flatnonzero(outside)[0])
+            raise InvalidRequestError(f"{name} of row {row} is {rows[name][row]}; it must be {wanted}", param=name)
+
+
+_RANGES: dict[str, tuple[Callable[[NDArray[Any]], NDArray[np.bool_]], str]] = {
+    "temperature": (lambda value: np.isfinite(value) & (value >= 0), "0 (greedy) or above"),
+    "top_k": (lambda value: value >= 0, "0 (keep all) or above"),
+    "top_p": (lambda value: (value > 0) & (value <= 1), "above 0 and at most 1"),
+    "min_p": (lambda value: (value >= 0) & (value <= 1), "from 0 to 1"),
+    "num_logprobs": (lambda value: value >= -1, "-1 (none) or above"),
+}
 
 
 def _choose(raw: Logits, sampling: SamplingBatch, row: int) -> int:
-    if sampling.temperature[row] == 0:
+    record = sampling.rows[row]
+    if record["temperature"] == 0:
         return int(np.argmax(raw))
     logits = process(
         raw,
-        temperature=float(sampling.temperature[row]),
-        top_k=int(sampling.top_k[row]),
-        top_p=float(sampling.top_p[row]),
-        min_p=float(sampling.min_p[row]),
+        temperature=float(record["temperature"]),
+        top_k=int(record["top_k"]),
+        top_p=float(record["top_p"]),
+        min_p=float(record["min_p"]),
     )
-    bits = rng.draw_bits(int(sampling.seed[row]), int(sampling.sequence_index[row]), int(sampling.position[row]))
-    return draw(logits, bits)
+    return draw(logits, rng.draw_bits(*(int(record[name]) for name in ("seed", "sequence_index", "position"))))

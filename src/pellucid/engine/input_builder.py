@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from pellucid.core.batch import ForwardBatch, SamplingBatch
+from pellucid.core.batch import SAMPLING_DTYPE, ForwardBatch, SamplingBatch
 from pellucid.core.config import num_blocks_for
 from pellucid.core.sequence import Sequence
 
@@ -28,15 +30,11 @@ class InputBuilder:
         self._counting = np.arange(max_num_seqs + 1, dtype=np.int32)
         self._decode_batches: dict[int, ForwardBatch] = {}
 
-        self._temperature = np.zeros(max_num_seqs, np.float32)
-        self._top_k = np.zeros(max_num_seqs, np.int32)
-        self._top_p = np.zeros(max_num_seqs, np.float32)
-        self._min_p = np.zeros(max_num_seqs, np.float32)
-        self._seed = np.zeros(max_num_seqs, np.uint64)
-        self._sequence_index = np.zeros(max_num_seqs, np.uint32)
-        self._position = np.zeros(max_num_seqs, np.uint32)
-        self._num_logprobs = np.zeros(max_num_seqs, np.int32)
+        self._sampling_rows = np.zeros(max_num_seqs, SAMPLING_DTYPE)
+        self._sampling_memory = self._sampling_rows.view(np.uint8)
         self._sampled: list[Sequence] = []
+        self._look_at_tokens: list[bool] = []
+        self._mirostat_rows: list[int] = []
         self._sampling_batch: SamplingBatch | None = None
 
     def build(self, sequences: list[Sequence], samples: list[Sequence]) -> ForwardBatch:
@@ -84,28 +82,37 @@ class InputBuilder:
         """How to choose the next token of each of `samples`."""
         num_rows = len(samples)
         if self._sampling_batch is None or samples != self._sampled:
-            params = [sequence.group.sampling_params for sequence in samples]
-            self._temperature[:num_rows] = [p.temperature for p in params]
-            self._top_k[:num_rows] = [p.top_k for p in params]
-            self._top_p[:num_rows] = [p.top_p for p in params]
-            self._min_p[:num_rows] = [p.min_p for p in params]
-            self._seed[:num_rows] = np.array([sequence.group.seed for sequence in samples], np.uint64)
-            self._sequence_index[:num_rows] = [sequence.index for sequence in samples]
-            self._num_logprobs[:num_rows] = [-1 if p.logprobs is None else p.logprobs for p in params]
-            self._sampling_batch = SamplingBatch(
-                temperature=self._temperature[:num_rows],
-                top_k=self._top_k[:num_rows],
-                top_p=self._top_p[:num_rows],
-                min_p=self._min_p[:num_rows],
-                seed=self._seed[:num_rows],
-                sequence_index=self._sequence_index[:num_rows],
-                position=self._position[:num_rows],
-                num_logprobs=self._num_logprobs[:num_rows],
-            )
+            self._sampling_batch = self._fill_sampling(samples)
             self._sampled = samples
+            params = [sequence.group.sampling_params for sequence in samples]
+            look_at_tokens = [p.looks_at_tokens for p in params]
+            self._look_at_tokens = look_at_tokens if any(look_at_tokens) else []
+            self._mirostat_rows = [row for row, p in enumerate(params) if p.mirostat]
         # A sibling yet to be forked stands where the first of its group does: both know the same tokens.
-        self._position[:num_rows] = [len(sequence.token_ids) for sequence in samples]
-        return self._sampling_batch
+        self._sampling_rows["position"][:num_rows] = [len(sequence.token_ids) for sequence in samples]
+        for row in self._mirostat_rows:
+            self._sampling_rows["mirostat_mu"][row] = samples[row].mirostat_mu
+        if not self._look_at_tokens:
+            return self._sampling_batch
+        tokens = [
+            sequence.token_array() if looks else None
+            for sequence, looks in zip(samples, self._look_at_tokens, strict=True)
+        ]
+        return replace(self._sampling_batch, tokens=tokens)
+
+    def _fill_sampling(self, samples: list[Sequence]) -> SamplingBatch:
+        """What does not change while `samples` are the same."""
+        rows = self._sampling_rows[: len(samples)]
+        records = b"".join([sequence.group.sampling_record for sequence in samples])
+        self._sampling_memory[: rows.nbytes] = np.frombuffer(records, np.uint8)
+        rows["sequence_index"] = [sequence.index for sequence in samples]
+        bias = [sequence.group.logit_bias for sequence in samples]
+        breakers = [sequence.group.dry_breakers for sequence in samples]
+        return SamplingBatch(
+            rows,
+            bias=bias if any(entry is not None for entry in bias) else None,
+            dry_breakers=breakers if any(entry is not None for entry in breakers) else None,
+        )
 
     def _fill_block_tables(self, sequences: list[Sequence]) -> None:
         num_seqs = len(sequences)

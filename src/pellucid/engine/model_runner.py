@@ -65,6 +65,9 @@ class ModelRunner:
         computed = clock()
         times.forward += computed - built
         sampled = None if sampling is None else self._sample(logits, samples, sampling)
+        if sampled is not None and sampled.mirostat_mu is not None:
+            for sequence, mirostat_mu in zip(samples, sampled.mirostat_mu.tolist(), strict=True):
+                sequence.mirostat_mu = mirostat_mu
         times.sample += clock() - computed
         if batch.capture is not None:
             self._captures.commit(batch)
@@ -82,7 +85,7 @@ class ModelRunner:
         for row in barred:
             allowed[row, list(samples[row].group.stop_token_ids)] = -np.inf
         chosen = self._backend.sample(allowed, sampling)
-        if (sampling.num_logprobs < 0).all():
+        if (sampling.rows["num_logprobs"] < 0).all():
             return chosen
         return _with_raw_logprobs(chosen, self._backend.sample(logits, sampling), logits, sampling)
 
@@ -92,6 +95,6 @@ def _with_raw_logprobs(
 ) -> SampledTokens:
     """`chosen` with the log-probabilities that the model itself gives, barred tokens included."""
     logprobs = chosen.logprobs.copy()
-    for row in np.flatnonzero(sampling.num_logprobs >= 0):
+    for row in np.flatnonzero(sampling.rows["num_logprobs"] >= 0):
         logprobs[row] = raw_logprobs(logits[row], chosen.token_ids[row : row + 1].astype(np.intp))[0]
     return replace(chosen, logprobs=logprobs, top_ids=raw.top_ids, top_logprobs=raw.top_logprobs)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pellucid.core.capture import StepCapture
 
 MAX_HEAD_DIM: int
+SAMPLING_FIELDS: list[tuple[str, str, int]]
 
 class Model:
     def __init__(
@@ -58,22 +59,8 @@ def measure_read_bandwidth(threads: int, bytes: int = ..., seconds: float = ...)
 def measure_int8_peak(threads: int, isa: str, seconds: float = ...) -> float: ...
 def measure_f32_peak(threads: int, isa: str, seconds: float = ...) -> float: ...
 def sample(
-    logits: NDArray[np.float32],
-    temperature: NDArray[np.float32],
-    top_k: NDArray[np.int32],
-    top_p: NDArray[np.float32],
-    min_p: NDArray[np.float32],
-    seed: NDArray[np.uint64],
-    sequence_index: NDArray[np.uint32],
-    position: NDArray[np.uint32],
-    num_logprobs: NDArray[np.int32],
-    isa: str | None = None,
+    logits: NDArray[np.float32], rows: NDArray[np.uint8], isa: str | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]: ...
 def survivors(
-    logits: NDArray[np.float32],
-    temperature: float = ...,
-    top_k: int = ...,
-    top_p: float = ...,
-    min_p: float = ...,
-    isa: str | None = None,
+    logits: NDArray[np.float32], row: NDArray[np.uint8], isa: str | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.uint64]]: ...

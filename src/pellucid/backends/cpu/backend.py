@@ -171,20 +171,7 @@ class CpuBackend:
         return ForwardOutput(logits)
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
-        return SampledTokens(
-            *_native.sample(
-                logits,
-                sampling.temperature,
-                sampling.top_k,
-                sampling.top_p,
-                sampling.min_p,
-                sampling.seed,
-                sampling.sequence_index,
-                sampling.position,
-                sampling.num_logprobs,
-                self.isa,
-            )
-        )
+        return SampledTokens(*_native.sample(logits, sampling.rows.view(np.uint8), self.isa))
 
     def close(self) -> None:
         self._model = None
