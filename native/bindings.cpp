@@ -207,6 +207,17 @@ class NativeModel {
         return executor_->forward(batch, out);
     }
 
+    bool project(const Matrix<float>& hidden, bool normalize, MutableMatrix<float>& logits) {
+        require(static_cast<int>(hidden.shape(1)) == model_.hidden_size, "hidden has the wrong shape");
+        require(logits.shape(0) == hidden.shape(0) && static_cast<int>(logits.shape(1)) == model_.vocab_size,
+                "logits has the wrong shape");
+        const float* in = hidden.data();
+        const int rows = static_cast<int>(hidden.shape(0));
+        float* out = logits.data();
+        nb::gil_scoped_release release;
+        return executor_->project_hidden(in, rows, normalize, out);
+    }
+
   private:
     template <class T>
     static T* find(const std::map<std::string, T*>& weights, const std::string& name) {
@@ -391,6 +402,8 @@ NB_MODULE(_native, module) {
         .def("forward", &NativeModel::forward, nb::arg("input_ids"), nb::arg("positions"), nb::arg("cu_seqlens"),
              nb::arg("kv_lens"), nb::arg("block_tables"), nb::arg("logits_rows"), nb::arg("logits"),
              nb::arg("layers").none(), nb::arg("capture").none())
+        .def("project", &NativeModel::project, nb::arg("hidden").noconvert(), nb::arg("normalize"),
+             nb::arg("logits").noconvert())
         .def_prop_ro("block_bytes", &NativeModel::block_bytes)
         .def_prop_ro("weight_bytes", &NativeModel::weight_bytes)
         .def_prop_ro("num_threads", &NativeModel::num_threads)

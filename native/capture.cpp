@@ -22,11 +22,38 @@ bool Executor::captures_activations() const {
                        [](const SequenceCapture& wanted) { return wanted_anywhere(wanted.mlp); });
 }
 
-// Every thread comes by after each operation; the first one copies and keeps the time. The others wait for it: what it
-// reads stays as it is, and the next operation is not under way before its time is taken.
+bool Executor::captures_residual(int point) const {
+    const auto& sequences = batch_.capture->sequences;
+    return std::any_of(sequences.begin(), sequences.end(), [point](const SequenceCapture& wanted) {
+        const int32_t* end = wanted.residual_points + wanted.num_points;
+        return std::find(wanted.residual_points, end, point) != end;
+    });
+}
+
+// Whether something is wanted that is there once `operation` of layer `index` is done.
+bool Executor::captures(int index, LayerOperation operation) const {
+    const auto& sequences = batch_.capture->sequences;
+    switch (operation) {
+        case LayerOperation::kAttentionInput:
+            return captures_residual(2 * index);
+        case LayerOperation::kMlpInput:
+            return captures_residual(2 * index + 1);
+        case LayerOperation::kAttention:
+            return std::any_of(sequences.begin(), sequences.end(),
+                               [index](const SequenceCapture& wanted) { return wanted.attention[index] != nullptr; });
+        case LayerOperation::kGateUp:
+            return std::any_of(sequences.begin(), sequences.end(),
+                               [index](const SequenceCapture& wanted) { return wanted.mlp[index] != nullptr; });
+        default:
+            return false;
+    }
+}
+
+// Every thread comes by after each operation; the first one copies and keeps the time. Where it copies, the others wait
+// for it: what it reads stays as it is, and the next operation is not under way before its time is taken.
 void Executor::observe(int thread, int index, LayerOperation operation) {
     if (thread == 0) clock_.done(1 + index * kLayerOperations + static_cast<int>(operation));
-    if (batch_.capture->sequences.empty()) return;
+    if (!captures(index, operation)) return;
     if (operation == LayerOperation::kAttention) capture_attention(thread, index);
     if (thread == 0) {
         if (operation == LayerOperation::kAttentionInput) capture_residual(2 * index);
@@ -38,7 +65,12 @@ void Executor::observe(int thread, int index, LayerOperation operation) {
 }
 
 void Executor::observe_last_residual(int thread) {
-    if (thread == 0) capture_residual(2 * static_cast<int>(model_.layers.size()));
+    const int last = 2 * static_cast<int>(model_.layers.size());
+    if (!captures_residual(last) && !captures_residual(last + 1)) return;
+    if (thread == 0) {
+        capture_residual(last);
+        capture_residual(last + 1);
+    }
     pool_.barrier(thread);
     if (thread == 0) clock_.resume();
 }
@@ -49,7 +81,8 @@ void Executor::observe_head(int thread, bool computed) {
 
 void Executor::capture_residual(int point) {
     const int hidden_size = model_.hidden_size;
-    const bool last = point == 2 * static_cast<int>(model_.layers.size());
+    const int last = 2 * static_cast<int>(model_.layers.size());
+    const Norm& final_norm = model_.final_norm;
     for (const SequenceCapture& wanted : batch_.capture->sequences) {
         const int32_t* end = wanted.residual_points + wanted.num_points;
         const int32_t* found = std::find(wanted.residual_points, end, point);
@@ -58,8 +91,9 @@ void Executor::capture_residual(int point) {
         for (int i = 0; i < wanted.num_tokens; ++i, x += hidden_size) {
             const int token = wanted.tokens[i];
             std::memcpy(x, hidden_row(0, token), hidden_size * sizeof(float));
-            // The last sum is otherwise made only for the rows whose logits are wanted.
-            if (last) add_residual(0, last_layer().post_mlp_norm, projected_row(token), x);
+            // The last sum and its norm are otherwise made only for the rows whose logits are wanted.
+            if (point >= last) add_residual(0, last_layer().post_mlp_norm, projected_row(token), x);
+            if (point > last) kernels_.rms_norm(x, final_norm.weight.data(), final_norm.eps, hidden_size, x);
         }
     }
 }

@@ -55,7 +55,7 @@ SequenceCapture parse_sequence(nb::handle object, const Model& model, const Batc
     SequenceCapture wanted;
     wanted.tokens = indices(object.attr("tokens"), begin, end, wanted.num_tokens);
     wanted.queries = indices(object.attr("queries"), begin, end, wanted.num_queries);
-    wanted.residual_points = indices(object.attr("residual_points"), 0, 2 * num_layers + 1, wanted.num_points);
+    wanted.residual_points = indices(object.attr("residual_points"), 0, 2 * num_layers + 2, wanted.num_points);
     const auto residual = array<float, 3>(object.attr("residual"));
     require(has_shape(residual, {wanted.num_points, wanted.num_tokens, model.hidden_size}),
             "residual has the wrong shape");

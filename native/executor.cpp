@@ -505,7 +505,6 @@ void Executor::run_mlp(int thread, const Layer& layer) {
 
 void Executor::compute_logits(int thread, float* logits) {
     const int rows = batch_.num_logits;
-    const int64_t vocab_size = model_.vocab_size;
     if (rows == 0) return;
     // A row may be asked for twice, so the residual stream itself is left as it is.
     pool_.parallel_for(thread, rows, 1, [&](int begin, int end) {
@@ -518,6 +517,13 @@ void Executor::compute_logits(int thread, float* logits) {
         }
     });
     if (batch_.capture != nullptr) observe_head(thread, false);
+    compute_head(thread, rows, logits);
+    if (batch_.capture != nullptr) observe_head(thread, true);
+}
+
+// The rows of head_input_ through the head.
+void Executor::compute_head(int thread, int rows, float* logits) {
+    const int64_t vocab_size = model_.vocab_size;
     project(thread, {&model_.output_matrix()}, head_input_, model_.hidden_size, rows, logits, vocab_size);
     constexpr int kSegment = 8192;
     const int segments = static_cast<int>((vocab_size + kSegment - 1) / kSegment);
@@ -528,7 +534,30 @@ void Executor::compute_logits(int thread, float* logits) {
             if (!kernels_.all_finite(x, std::min<int64_t>(kSegment, vocab_size - first))) finite_ = false;
         }
     });
-    if (batch_.capture != nullptr) observe_head(thread, true);
+}
+
+bool Executor::project_hidden(const float* hidden, int rows, bool normalize, float* logits) {
+    const int hidden_size = model_.hidden_size;
+    Forms head;
+    head.add(model_.output_matrix());
+    head_input_.resize(rows, hidden_size, head.quantized, head.f32, kHeadRounding);
+    for (Scratch& scratch : scratch_) scratch.row.reserve(hidden_size);
+    finite_ = true;
+    auto work = [=, this](int thread) {
+        pool_.parallel_for(thread, rows, 1, [&](int begin, int end) {
+            for (int row = begin; row < end; ++row) {
+                const float* x = hidden + static_cast<int64_t>(row) * hidden_size;
+                if (normalize) {
+                    store_normalized(thread, model_.final_norm, x, head_input_, row);
+                } else {
+                    head_input_.store(kernels_, hidden_size, row, 0, x, hidden_size);
+                }
+            }
+        });
+        compute_head(thread, rows, logits);
+    };
+    pool_.run(work);
+    return finite_;
 }
 
 }  // namespace pellucid

@@ -55,6 +55,10 @@ class Executor {
     // Writes float32 [num_logits][vocab_size]. Returns whether all of them are finite.
     bool forward(const Batch& batch, float* logits);
 
+    // The head alone: float32 [rows][hidden_size], through the final norm first if `normalize`, to float32
+    // [rows][vocab_size]. Returns whether all of them are finite.
+    bool project_hidden(const float* hidden, int rows, bool normalize, float* logits);
+
   private:
     // Query rows of one KV head that are attended to together: tokens [begin, end) of the batch, one sequence.
     struct AttentionTile {
@@ -99,6 +103,7 @@ class Executor {
     void attend(int thread, int index);
     void run_mlp(int thread, const Layer& layer);
     void compute_logits(int thread, float* logits);
+    void compute_head(int thread, int rows, float* logits);
 
     void embed(int row, float* x) const;
     void add_residual(int thread, const Norm& post_norm, const float* y, float* x);
@@ -113,9 +118,11 @@ class Executor {
 
     // What a batch asks to see (capture.cpp). Of a batch that asks for nothing, none of these is called.
     bool captures_activations() const;
+    bool captures(int index, LayerOperation operation) const;
     void observe(int thread, int index, LayerOperation operation);
     void observe_last_residual(int thread);
     void observe_head(int thread, bool computed);
+    bool captures_residual(int point) const;
     void capture_residual(int point);
     void capture_activations(int index);
     void capture_attention(int thread, int index);

@@ -64,6 +64,22 @@ class Backend(Protocol):
         """
         ...
 
+    def project(self, hidden: NDArray[np.float32], *, normalize: bool = True) -> NDArray[np.float32]:
+        """Logits of hidden states by the model's own head, wherever in the model they come from: the logit lens.
+
+        Args:
+            hidden: float32 [n, hidden_size]. Of the residual stream after the last layer, the result is what `forward`
+                gives, to the bit.
+            normalize: whether they go through the final norm first, as the head's input does.
+
+        Returns:
+            float32 [n, vocab_size], a row for each; the caller's to keep.
+
+        Raises:
+            BackendError: the logits are not finite, or `hidden` has another shape.
+        """
+        ...
+
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
         """Choose one token a row of `logits` (float32 [num_rows, vocab_size], finite or -inf), which it may overwrite.
 

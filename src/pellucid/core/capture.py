@@ -110,7 +110,8 @@ class SequenceCapture:
         row: which sequence of the batch.
         tokens: int32 [n], rising indices into `input_ids`: the tokens of `residual` and `mlp`.
         residual_points: int32 [p], rising: 0 is the embedding, 2 l + 1 the residual stream after the attention of layer
-            l, 2 l + 2 after its feed-forward.
+            l, 2 l + 2 after its feed-forward; one more than the last of these, the stream after the final norm, which
+            is what the head reads.
         residual: float32 [p, n, hidden_size].
         mlp: layer -> float32 [n, intermediate_size], the input of down_proj.
         queries: int32 [m], rising indices into `input_ids`.

@@ -163,12 +163,19 @@ class CpuBackend:
             raise BackendError(f"not enough memory for a step of {batch.num_tokens} tokens") from error
         except (ValueError, RuntimeError) as error:
             raise BackendError(f"the forward pass failed: {error}") from error
-        if not finite:
-            raise BackendError(
-                "the model's logits are not finite: its weights or its activations have overflowed"
-                + _range_hint(self._kv_cache_dtype)
-            )
+        self._require_finite(finite)
         return ForwardOutput(logits)
+
+    def project(self, hidden: NDArray[np.float32], *, normalize: bool = True) -> NDArray[np.float32]:
+        try:
+            logits = np.empty((len(hidden), self.spec.vocab_size), np.float32)
+            finite = self._open().project(np.ascontiguousarray(hidden), normalize, logits)
+        except MemoryError as error:
+            raise BackendError(f"not enough memory for the logits of {len(hidden)} hidden states") from error
+        except (TypeError, ValueError) as error:  # TypeError: another dtype or number of axes
+            raise BackendError(f"hidden states of shape {hidden.shape} cannot be projected: {error}") from error
+        self._require_finite(finite)
+        return logits
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
         return SampledTokens(*_native.sample(logits, sampling.rows.view(np.uint8), self.isa))
@@ -180,6 +187,13 @@ class CpuBackend:
         if self._model is None:
             raise BackendError("this backend is closed")
         return self._model
+
+    def _require_finite(self, finite: bool) -> None:
+        if not finite:
+            raise BackendError(
+                "the model's logits are not finite: its weights or its activations have overflowed"
+                + _range_hint(self._kv_cache_dtype)
+            )
 
     def _load(
         self, weights: Iterable[tuple[str, WeightTensor]], release: Callable[[NDArray[np.uint8]], None] | None

@@ -128,13 +128,18 @@ class ReferenceBackend:
             x = residual + x
             observer.residual(2 * index + 2, x)
 
-        x = self._norm(x[batch.logits_rows], self.spec.final_norm, "final_norm")
+        observer.normalized(2 * len(self.spec.layers) + 1, x, self._final_norm)
+        x = self._final_norm(x[batch.logits_rows])
         observer.done("head_input")
-        logits = self._linear(x, "embed_tokens" if self.spec.tie_word_embeddings else "lm_head")
-        if not np.isfinite(logits).all():
-            raise BackendError("the model gave logits that are not finite")
+        logits = self._head(x)
         observer.done("lm_head")
         return ForwardOutput(logits)
+
+    def project(self, hidden: NDArray[np.float32], *, normalize: bool = True) -> NDArray[np.float32]:
+        self._require_open()
+        if hidden.ndim != 2 or hidden.shape[1] != self.spec.hidden_size:
+            raise BackendError(f"hidden states of shape {hidden.shape} are not rows of {self.spec.hidden_size}")
+        return self._head(self._final_norm(hidden) if normalize else hidden)
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
         self._require_open()
@@ -209,6 +214,15 @@ class ReferenceBackend:
         x = self._linear(x, f"{prefix}.down_proj")
         observer.done("down_proj", index)
         return x
+
+    def _final_norm(self, x: Array) -> Array:
+        return self._norm(x, self.spec.final_norm, "final_norm")
+
+    def _head(self, x: Array) -> Array:
+        logits = self._linear(x, "embed_tokens" if self.spec.tie_word_embeddings else "lm_head")
+        if not np.isfinite(logits).all():
+            raise BackendError("the model gave logits that are not finite")
+        return logits
 
     def _norm(self, x: Array, norm: NormSpec, name: str) -> Array:
         return rms_norm(x, self._weights[f"{name}.weight"], norm)

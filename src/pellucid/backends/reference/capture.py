@@ -34,6 +34,13 @@ class Observer:
             for wanted in self._sequences:
                 wanted.residual[wanted.residual_points == point] = x[wanted.tokens]
 
+    def normalized(self, point: int, x: Array, norm: Callable[[Array], Array]) -> None:
+        """`norm` of the residual stream, at `point`."""
+        with self._aside():
+            for wanted in self._sequences:
+                if point in wanted.residual_points:
+                    wanted.residual[wanted.residual_points == point] = norm(x[wanted.tokens])
+
     def activations(self, layer: int, x: Array) -> None:
         """What goes into down_proj, float32 [num_tokens, intermediate_size]."""
         with self._aside():
