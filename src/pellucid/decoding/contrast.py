@@ -1,0 +1,93 @@
+"""Logits that are the difference of two: classifier-free guidance and DoLa. Sums are in float64, rounded once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.core.errors import InvalidRequestError
+from pellucid.decoding.logits_processors import WEIGHT_ONE, Logits, weights
+
+RELATIVE_TOP = 0.1
+"""DoLa considers tokens at least so many times as probable as the most probable one."""
+
+Float64s = NDArray[np.float64]
+
+
+def log_softmax(logits: Logits) -> Float64s:
+    """Natural log of softmax(`logits`): float64 [vocab_size]; finite logits stay finite."""
+    log_sum = math.log(float(weights(logits).sum()) / WEIGHT_ONE)
+    return (logits.astype(np.float64) - float(logits.max())) - log_sum
+
+
+def guide(conditional: Logits, unconditional: Logits, scale: float) -> Logits:
+    """Classifier-free guidance (Sanchez et al., 2023, arXiv:2306.17806): log u + `scale` * (log c - log u), with c the
+    probabilities of the next token after the prompt, and u after the negative prompt.
+
+    Args:
+        conditional, unconditional: float32 [vocab_size], finite.
+        scale: 1 gives log c, 0 log u, more moves on from u through c.
+    """
+    away_from = log_softmax(unconditional)
+    return np.asarray(away_from + scale * (log_softmax(conditional) - away_from), np.float32)
+
+
+def premature_layers(dola_layers: Literal["low", "high"] | Iterable[int], num_layers: int, tied: bool) -> list[int]:
+    """The layers that DoLa may contrast with, as transformers counts them: 0 is the embedding, i the output of the
+    first i layers.
+
+    "low" is every second one of the first half, "high" of the second; of more than 40 layers, of the first and last 20.
+    With `tied` embeddings "low" begins at 2, for the embedding's own logits are those of the token just read.
+
+    Raises:
+        InvalidRequestError: a layer is the last one, or is not there.
+    """
+    half = num_layers // 2
+    if dola_layers == "low":
+        start = min(2, max(0, num_layers - 1)) if tied else 0
+        end = half if num_layers <= 40 else 20
+        return list(range(start, end, 2)) or [start]
+    if dola_layers == "high":
+        return list(range(half if num_layers <= 40 else num_layers - 20, num_layers, 2))
+    chosen = list(dola_layers)
+    for layer in chosen:
+        if layer >= num_layers:
+            raise InvalidRequestError(
+                f"dola_layers has {layer}, but layers that the last can be contrasted with are 0 (the embedding) to "
+                f"{num_layers - 1}",
+                param="dola_layers",
+            )
+    return chosen
+
+
+def dola(mature: Logits, premature: Logits) -> tuple[Logits, int]:
+    """Decoding by contrasting layers (Chuang et al., 2023, arXiv:2309.03883): log-probabilities of the last layer minus
+    those of the premature layer whose distribution diverges most from it; -inf for tokens less than RELATIVE_TOP times
+    as probable as the most probable one.
+
+    The divergence is what the authors' code and transformers compute, the mean of KL(m || p) and KL(m || q) for the
+    mean m of the two distributions.
+
+    Args:
+        mature: float32 [vocab_size], the model's logits.
+        premature: float32 [num_layers, vocab_size], the head's logits of the hidden states of earlier layers, which did
+            not go through the final norm.
+
+    Returns:
+        float32 [vocab_size], and which row of `premature` was chosen: the first of equals.
+    """
+    last = log_softmax(mature)
+    earlier = [log_softmax(row) for row in premature]
+    chosen = int(np.argmax([_divergence(last, row) for row in earlier])) if len(earlier) > 1 else 0
+    plausible = last >= last.max() + math.log(RELATIVE_TOP)
+    return np.where(plausible, last - earlier[chosen], -np.inf).astype(np.float32), chosen
+
+
+def _divergence(p: Float64s, q: Float64s) -> float:
+    """Mean of KL(m || p) and KL(m || q), of log-probabilities, m being the mean of the distributions."""
+    mean = 0.5 * (np.exp(p) + np.exp(q))
+    return float((mean * (np.log(np.maximum(mean, np.finfo(np.float64).tiny)) - 0.5 * (p + q))).sum())
