@@ -102,9 +102,18 @@ class FakeBackend:
                 self._positions[blocks, positions % BLOCK_SIZE] = positions
                 self._prefixes[blocks, positions % BLOCK_SIZE] = prefixes
         logits = np.stack([self._logits(batch, int(token)) for token in batch.logits_rows] or [self._patterns[0]])
+        for wanted in () if batch.capture is None else batch.capture.sequences:
+            for index, token in enumerate(wanted.tokens.tolist()):
+                context = self._context(batch, token)
+                wanted.residual[:, index] = [self._hidden(context, point) for point in wanted.residual_points.tolist()]
         if self.num_forwards in self.fail_forwards:
             raise BackendError("this forward was told to fail")
         return ForwardOutput(logits[: len(batch.logits_rows)])
+
+    def project(self, hidden: NDArray[np.float32], *, normalize: bool = True) -> NDArray[np.float32]:
+        self._require_open()
+        patterns = [self._patterns[crc32(row.tobytes(), normalize) % NUM_PATTERNS] for row in hidden]
+        return np.array(patterns, np.float32).reshape(len(hidden), self.spec.vocab_size)
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
         self._require_open()
@@ -126,7 +135,19 @@ class FakeBackend:
         assert len(found) == 1, f"row {row}: the KV groups hold other prefixes at {position - 1}: {found}"
         return found.pop()
 
+    def _hidden(self, context: int, point: int) -> NDArray[np.float32]:
+        random = np.random.default_rng(crc32(b"%d" % point, context))
+        return random.standard_normal(self.spec.hidden_size).astype(np.float32)
+
     def _logits(self, batch: ForwardBatch, token: int) -> NDArray[np.float32]:
+        context = self._context(batch, token)
+        logits = self._patterns[context % NUM_PATTERNS]
+        if batch.layers is None:
+            return logits
+        return logits + np.float32(0.3) * self._patterns[crc32(batch.layers, context) % NUM_PATTERNS]
+
+    def _context(self, batch: ForwardBatch, token: int) -> int:
+        """A hash of what the KV slots hold of all that `token` sees."""
         row = int(np.searchsorted(batch.cu_seqlens, token, side="right")) - 1
         position = int(batch.positions[token])
         context = 0
@@ -138,10 +159,7 @@ class FakeBackend:
             if self.fail_on is not None and self.fail_on in self._tokens[blocks, offsets]:
                 raise BackendError(f"token {self.fail_on} makes the logits not finite")
             context = crc32(self._read_prefixes(batch, blocks, offsets).tobytes(), context)
-        logits = self._patterns[context % NUM_PATTERNS]
-        if batch.layers is None:
-            return logits
-        return logits + np.float32(0.3) * self._patterns[crc32(batch.layers, context) % NUM_PATTERNS]
+        return context
 
     def _read_prefixes(self, batch: ForwardBatch, blocks: Any, offsets: Any) -> NDArray[np.int32]:
         prefixes = self._prefixes[blocks, offsets]
