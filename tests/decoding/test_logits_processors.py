@@ -1,26 +1,14 @@
-"""The transforms against their published definitions, in float64, and against transformers where it is installed."""
+"""Weights and temperature against their definitions in float64."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pellucid.decoding import logits_processors as transforms
 from pellucid.decoding.logits_processors import Logits
-
-
-def random_logits(seed: int, vocab_size: int = 1000, spread: float = 3.0) -> Logits:
-    return np.random.default_rng(seed).normal(0, spread, vocab_size).astype(np.float32)
-
-
-def softmax(logits: Logits) -> NDArray[np.float64]:
-    e = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return e / e.sum()
-
-
-def kept(logits: Logits) -> list[int]:
-    return np.flatnonzero(logits > -np.inf).tolist()
+from tests.support.logits import many_logits, random_logits, softmax
+from tests.support.mutants import mutant
 
 
 def test_exp_is_within_one_unit_in_the_last_place() -> None:
@@ -77,84 +65,51 @@ def test_extreme_temperatures(value: float) -> None:
         assert transforms.probabilities(scaled)[1] == 1.0
 
 
-def test_top_k() -> None:
-    logits = random_logits(1)
-    assert kept(transforms.top_k(logits, 10)) == sorted(np.argsort(logits)[-10:].tolist())
-    assert transforms.top_k(logits, 0) is logits
-    assert transforms.top_k(logits, 10**6) is logits
+def naive_entropy(logits: Logits) -> float:
+    p = softmax(logits)
+    return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
 
-def test_ties_fall_to_the_lowest_id() -> None:
-    logits = np.array([0, 1, 1, 2, 1, -0.0], dtype=np.float32)
-    assert kept(transforms.top_k(logits, 3)) == [1, 2, 3]
-    assert kept(transforms.top_p(np.zeros(10, dtype=np.float32), 0.25)) == [0, 1, 2]
-    assert transforms.descending(logits).tolist() == [3, 1, 2, 4, 0, 5]
+def check_entropy() -> None:
+    for logits in many_logits(0, 200):
+        assert transforms.entropy(logits) == pytest.approx(naive_entropy(logits), abs=1e-6)
 
 
-@pytest.mark.parametrize("p", [1e-20, 0.01, 0.5, 0.9, 0.999999])
-def test_top_p_keeps_the_smallest_nucleus(p: float) -> None:
-    logits = random_logits(2)
-    probabilities = softmax(logits)
-    order = np.argsort(-logits, kind="stable")
-    size = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1
-    assert kept(transforms.top_p(logits, p)) == sorted(order[:size].tolist())
+def test_entropy() -> None:
+    check_entropy()
+    assert transforms.entropy(np.zeros(1024, dtype=np.float32)) == pytest.approx(np.log(1024), abs=1e-15)
+    assert transforms.entropy(np.float32([3e38, -3e38, -np.inf])) == 0.0
 
 
-def test_top_p_of_1_keeps_all() -> None:
-    logits = random_logits(3)
-    assert transforms.top_p(logits, 1.0) is logits
-
-
-@pytest.mark.parametrize("p", [1e-10, 0.05, 0.5, 1.0])
-def test_min_p(p: float) -> None:
-    logits = random_logits(4)
-    probabilities = softmax(logits)
-    assert kept(transforms.min_p(logits, p)) == np.flatnonzero(probabilities >= p * probabilities.max()).tolist()
-    assert transforms.min_p(logits, 0.0) is logits
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_most_probable_token_survives_everything(seed: int) -> None:
-    logits = random_logits(seed, 500)
-    out = transforms.min_p(transforms.top_p(transforms.top_k(logits, 1 + seed), 1e-6), 1.0)
-    assert kept(out) == [int(np.argmax(logits))]
-
-
-def test_inputs_are_left_alone() -> None:
-    logits = random_logits(5)
-    logits.flags.writeable = False
-    for out in (
-        transforms.temperature(logits, 0.5),
-        transforms.top_k(logits, 5),
-        transforms.top_p(logits, 0.5),
-        transforms.min_p(logits, 0.5),
-    ):
-        assert out is not logits
-        assert out.dtype == np.float32
-
-
-def test_a_wrong_nucleus_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mutant that stops before the nucleus reaches p."""
-    monkeypatch.setattr(transforms.math, "ceil", lambda x: int(x * 0.98))
+def test_a_wrong_entropy_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mutant that forgets the logarithm of the sum."""
+    monkeypatch.setattr(transforms, "entropy", mutant(transforms.entropy, "log_total(logits) + ", ""))
     with pytest.raises(AssertionError):
-        test_top_p_keeps_the_smallest_nucleus(0.9)
+        check_entropy()
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_equal_to_transformers(seed: int) -> None:
-    torch = pytest.importorskip("torch", reason="an oracle of the `parity` extra")
-    process = pytest.importorskip("transformers.generation.logits_process")
-    logits = random_logits(seed, 5000)
-    theirs = torch.from_numpy(logits)[None]
-    ours = logits
-    for their_warper, our_transform in (
-        (process.TemperatureLogitsWarper(0.7), lambda x: transforms.temperature(x, 0.7)),
-        (process.TopKLogitsWarper(200), lambda x: transforms.top_k(x, 200)),
-        (process.TopPLogitsWarper(0.9), lambda x: transforms.top_p(x, 0.9)),
-        (process.MinPLogitsWarper(0.02), lambda x: transforms.min_p(x, 0.02)),
-    ):
-        theirs = their_warper(None, theirs)
-        ours = our_transform(ours)
-        expected = torch.softmax(theirs.double(), dim=-1)[0].numpy()
-        assert kept(ours) == np.flatnonzero(expected > 0).tolist()
-        assert np.max(np.abs(transforms.probabilities(ours) - expected)) < 1e-6
+def test_the_sum_of_gaps_fits_the_largest_vocabulary() -> None:
+    """A weight times its gap is largest at a gap of 1: 2**40 / e."""
+    assert transforms.MAX_VOCAB_SIZE * transforms.WEIGHT_ONE / np.e < 2**61
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dynamic_temperature(seed: int) -> None:
+    for value, spread, exponent in ((1.0, 0.5, 1.0), (0.7, 0.7, 0.5), (0.3, 2.0, 2.0), (1.5, 0.1, 0.0)):
+        for logits in many_logits(seed, 20):
+            count = np.count_nonzero(logits > -np.inf)
+            share = (naive_entropy(logits) / np.log(count)) ** exponent if count > 1 else 0.0
+            low, high = max(0.0, value - spread), value + spread
+            scaled = (logits.astype(np.float64) - float(logits.max())) / max(low + (high - low) * share, 1e-30)
+            ours = transforms.probabilities(transforms.dynamic_temperature(logits, value, spread, exponent))
+            assert np.max(np.abs(ours - softmax(scaled))) < 2e-6
+
+
+def test_dynamic_temperature_of_certainty_and_of_none() -> None:
+    logits = np.float32([5.0, -200.0, -300.0])
+    certain = transforms.dynamic_temperature(logits, 1.0, 0.75, 1.0)
+    assert np.array_equal(certain, transforms.temperature(logits, 0.25))
+    assert transforms.dynamic_temperature(logits, 1.0, 1.0, 1.0).tolist() == pytest.approx([0.0, -np.inf, -np.inf])
+    alone = np.float32([-np.inf, 7.0])
+    assert transforms.dynamic_temperature(alone, 1.0, 0.5, 1.0).tolist() == [-np.inf, 0.0]
+    assert np.array_equal(transforms.dynamic_temperature(logits, 0.7, 0.0, 3.0), transforms.temperature(logits, 0.7))

@@ -1,8 +1,8 @@
-"""The built-in transforms of a row of logits, in the order they are applied: temperature, top-k, top-p, min-p.
+"""Temperature, and what the transforms of a row of logits stand on: probabilities as integer weights.
 
-Each is a pure function from float32 logits [vocab_size] to float32 logits [vocab_size]; a removed token becomes -inf.
-Logits are finite or -inf, and at least one is finite. Ties fall to the lowest token id. docs/decoding.md has formulas
-and papers.
+Transforms are pure functions from float32 logits [vocab_size] to float32 logits [vocab_size]; a removed token becomes
+-inf. Logits are finite or -inf, and at least one is finite. Ties fall to the lowest token id. docs/decoding.md has the
+order, formulas and papers.
 
 Probabilities are held as integer weights in units of 2**-40 of the largest (`weights`). Integer sums do not depend on
 their order, so the native sampler gets the same masks and the same token on any instruction set and thread count.
@@ -10,10 +10,10 @@ their order, so the native sampler gets the same masks and the same token on any
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
+
+from pellucid.decoding import elementary
 
 Logits = NDArray[np.float32]
 Weights = NDArray[np.int64]
@@ -65,42 +65,57 @@ def probabilities(logits: Logits) -> NDArray[np.float64]:
     return integers / np.float64(integers.sum())
 
 
+def gaps(logits: Logits) -> Logits:
+    """max - logit of each token, in float32: how far below the most probable one it is, in natural logarithms."""
+    with np.errstate(over="ignore"):
+        return np.asarray(logits.max() - logits, dtype=np.float32)
+
+
+def mean_gap(logits: Logits) -> float:
+    """The mean of `gaps` under softmax: the sum of rint(weight * gap), products in float64, over the sum of weights.
+
+    The sum is one of integers below 2**61. A token of weight 0 adds nothing.
+    """
+    integers = weights(logits)
+    alive = integers > 0
+    terms = np.rint(integers[alive].astype(np.float64) * gaps(logits)[alive].astype(np.float64))
+    return float(terms.astype(np.int64).sum()) / float(integers.sum())
+
+
+def log_total(logits: Logits) -> float:
+    """ln of the sum of e**(logit - max): -ln P(t) of the most probable token t, 0 or above."""
+    return elementary.log(float(weights(logits).sum()) / WEIGHT_ONE)
+
+
+def entropy(logits: Logits) -> float:
+    """Shannon entropy of softmax in natural logarithms: log_total + mean_gap."""
+    return log_total(logits) + mean_gap(logits)
+
+
 def temperature(logits: Logits, value: float) -> Logits:
     """Logits relative to their maximum, times 1 / `value` (> 0). The maximum becomes 0, which changes no probability
     and keeps the smallest temperatures from overflowing."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore"):
         factor = np.clip(np.float32(1.0) / np.float32(value), _FLOAT32.tiny, _FLOAT32.max)
         scaled = (logits - logits.max()) * factor
     return np.asarray(scaled + np.float32(0.0), dtype=np.float32)  # -0.0 becomes 0.0
 
 
-def top_k(logits: Logits, k: int) -> Logits:
-    """Keep the `k` highest; 0 keeps all (Fan et al., 2018)."""
-    if k == 0 or k >= logits.size:
-        return logits
-    keep = np.zeros(logits.size, dtype=np.bool_)
-    keep[descending(logits)[:k]] = True
-    return _mask(logits, keep)
+def dynamic_temperature(logits: Logits, value: float, spread: float, exponent: float) -> Logits:
+    """Temperature within `value` +- `spread` by how uncertain the model is; a spread of 0 is `temperature` (llama.cpp's
+    dynatemp, kalomaze, 2023).
 
-
-def top_p(logits: Logits, p: float) -> Logits:
-    """Keep the fewest of the most probable tokens that together reach probability `p`; 1 keeps all (Holtzman et al.,
-    2020): a token stays while the weight before it is below ceil(p * total), the product in float64."""
-    if p >= 1.0:
-        return logits
-    order = descending(logits)
-    ranked = weights(logits)[order]
-    target = math.ceil(float(np.float32(p)) * float(ranked.sum()))
-    keep = np.zeros(logits.size, dtype=np.bool_)
-    keep[order] = np.cumsum(ranked) - ranked < target
-    return _mask(logits, keep)
-
-
-def min_p(logits: Logits, p: float) -> Logits:
-    """Keep tokens at least `p` times as probable as the most probable one; 0 keeps all (Nguyen et al., 2024)."""
-    if p <= 0.0:
-        return logits
-    return _mask(logits, weights(logits) >= float(np.float32(p)) * WEIGHT_ONE)
+    low + (high - low) * (entropy / ln n) ** exponent in float64, rounded to float32, with low = max(0, value - spread),
+    high = value + spread, and n tokens that are not -inf; where n is 1 the fraction is 0.
+    """
+    if spread <= 0.0:
+        return temperature(logits, value)
+    low = max(0.0, float(np.float32(value)) - float(np.float32(spread)))
+    high = float(np.float32(value)) + float(np.float32(spread))
+    count = np.count_nonzero(logits > -np.inf)
+    uncertainty = entropy(logits) / elementary.log(float(count)) if count > 1 else 0.0
+    share = elementary.power(uncertainty, float(np.float32(exponent)))
+    return temperature(logits, low + (high - low) * share)
 
 
 def descending(logits: Logits) -> NDArray[np.intp]:
@@ -108,5 +123,6 @@ def descending(logits: Logits) -> NDArray[np.intp]:
     return np.argsort(-logits, kind="stable")
 
 
-def _mask(logits: Logits, keep: NDArray[np.bool_]) -> Logits:
+def keep_only(logits: Logits, keep: NDArray[np.bool_]) -> Logits:
+    """Every other token's logit becomes -inf."""
     return np.where(keep, logits, np.float32(-np.inf))

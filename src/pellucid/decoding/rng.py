@@ -13,6 +13,9 @@ _ROUNDS = 10
 STREAM_SAMPLE = 0
 """The draw that chooses a token. Other uses of randomness at the same position take other streams."""
 
+STREAM_XTC = 1
+"""The coin that decides whether XTC applies."""
+
 
 def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
     """One block of Philox4x32-10; all words are 32-bit unsigned."""

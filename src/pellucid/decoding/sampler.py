@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from pellucid.core.batch import SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, InvalidRequestError
 from pellucid.decoding import logits_processors as transforms
-from pellucid.decoding import rng
+from pellucid.decoding import rng, truncation
 from pellucid.decoding.logits_processors import Logits
 
 
@@ -56,9 +55,9 @@ def sample(logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledToken
 def process(logits: Logits, *, temperature: float, top_k: int, top_p: float, min_p: float) -> Logits:
     """Logits after every transform; temperature is above 0. Removed tokens are -inf."""
     logits = transforms.temperature(logits, temperature)
-    logits = transforms.top_k(logits, top_k)
-    logits = transforms.top_p(logits, top_p)
-    return transforms.min_p(logits, min_p)
+    logits = truncation.top_k(logits, top_k)
+    logits = truncation.top_p(logits, top_p)
+    return truncation.min_p(logits, min_p)
 
 
 def draw(logits: Logits, bits: int) -> int:
@@ -71,8 +70,8 @@ def draw(logits: Logits, bits: int) -> int:
 
 def raw_logprobs(logits: Logits, ids: NDArray[np.intp]) -> NDArray[np.float32]:
     """Natural log of softmax(`logits`) at `ids`: float32 [len(ids)], computed in float64."""
-    log_sum = math.log(float(transforms.weights(logits).sum()) / transforms.WEIGHT_ONE)
-    return ((logits[ids].astype(np.float64) - float(logits.max())) - log_sum).astype(np.float32)
+    below_max = logits[ids].astype(np.float64) - float(logits.max())
+    return (below_max - transforms.log_total(logits)).astype(np.float32)
 
 
 def check_logits(logits: Logits, row: int) -> None:
