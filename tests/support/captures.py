@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import ForwardBatch
+from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
 from pellucid.core.capture import Captured, CaptureParams, SequenceCapture, StepCapture
 from pellucid.core.config import SchedulerConfig
 from pellucid.core.outputs import RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from tests.support.engines import CheckedEngine
 from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.tiny_models import make_batch, num_kv_groups
 
 EVERYTHING = CaptureParams(residual=True, mlp=True, attention=True, operations=True)
 
@@ -66,6 +67,26 @@ def assert_same(found: Captured | None, expected: Captured | None) -> None:
     assert found_arrays.keys() == expected_arrays.keys()
     for name, array in expected_arrays.items():
         assert np.array_equal(found_arrays[name], array), name
+
+
+def residuals(backend: Backend, tokens: Sequence[int], points: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The residual stream of every token at `points`, float32 [points, tokens, hidden_size], and their logits."""
+    groups, blocks = num_kv_groups(backend), range(-(-len(tokens) // BLOCK_SIZE))
+    backend.allocate_kv_cache(len(blocks) * groups)
+    batch = make_batch([(tokens, 0, blocks)], groups=groups)
+    none = np.empty(0, np.int32)
+    wanted = SequenceCapture(
+        row=0,
+        tokens=np.arange(len(tokens), dtype=np.int32),
+        residual_points=np.array(points, np.int32),
+        residual=_nan(len(points), len(tokens), backend.spec.hidden_size),
+        mlp={},
+        queries=none,
+        heads=none,
+        attention={},
+    )
+    logits = backend.forward(with_capture(batch, wanted)).logits.copy()
+    return wanted.residual, logits
 
 
 def buffers(backend: Backend, batch: ForwardBatch, row: int = 0) -> SequenceCapture:

@@ -34,6 +34,7 @@ from pellucid.core.trace import RequestAdded, RequestFinished, SequencePreempted
 from pellucid.core.validation import check_integer, shown
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.input_builder import InputBuilder
+from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
 from pellucid.engine.scheduler import Plan, Scheduler
@@ -71,7 +72,6 @@ NOT_YET = (
     "strip",
     "num_beams",
     "penalty_alpha",
-    "dola_layers",
     "guidance_scale",
 )
 """Fields of SamplingParams that the engine does not serve."""
@@ -154,6 +154,7 @@ class LLMEngine:
         cache = CacheManager(self._num_blocks, windows=self._windows, enable_prefix_caching=self._enable_prefix_caching)
         self.scheduler = Scheduler(config, cache)
         self._captures = CaptureBook(self._backend.spec, self._capture_memory)
+        self._layer_contrast = LayerContrast(self._backend)
         self._output_processor = OutputProcessor(self._tokenizer, self.scheduler, self._captures)
         self._model_runner = ModelRunner(
             self._backend,
@@ -164,6 +165,7 @@ class LLMEngine:
                 num_groups=len(self._windows),
             ),
             self._captures,
+            self._layer_contrast,
             self._times,
             self._clock,
         )
@@ -224,6 +226,8 @@ class LLMEngine:
                     f"stop_token_ids has {token_id}, but the vocabulary has ids 0 to {vocab_size - 1}",
                     param="stop_token_ids",
                 )
+        if sampling_params.dola_layers is not None:
+            self._layer_contrast.layers(sampling_params)
         if capture is not None:
             self._captures.check(capture, sampling_params)
 
@@ -304,6 +308,8 @@ class LLMEngine:
             raise
         self._num_added += 1
         self._groups[request_id] = group
+        if sampling_params.dola_layers is not None:
+            self._layer_contrast.open(group)
         if self.trace is not None:
             self.trace.emit(RequestAdded(request_id, len(prompt.token_ids), group.arrival_time))
 
@@ -514,7 +520,7 @@ class LLMEngine:
             self.scheduler.check_idle()
 
     def _forget(self, reply: RequestOutput) -> None:
-        del self._groups[reply.request_id]
+        self._layer_contrast.close(self._groups.pop(reply.request_id))
         self._count_reply(reply)
         if self.trace is not None:
             reasons = tuple(completion.finish_reason for completion in reply.outputs)

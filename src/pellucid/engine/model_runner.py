@@ -15,6 +15,7 @@ from pellucid.core.sequence import Sequence
 from pellucid.decoding.sampler import raw_logprobs
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.input_builder import InputBuilder
+from pellucid.engine.layer_contrast import LayerContrast
 
 
 class ModelRunner:
@@ -28,10 +29,12 @@ class ModelRunner:
         backend: Backend,
         input_builder: InputBuilder,
         captures: CaptureBook,
+        layer_contrast: LayerContrast,
         times: StepTimes,
         clock: Callable[[], float],
     ) -> None:
         self._captures = captures
+        self._layer_contrast = layer_contrast
         self._times = times
         self._backend = backend
         self._input_builder = input_builder
@@ -58,10 +61,15 @@ class ModelRunner:
         batch = self._input_builder.build(sequences, samples)
         if self._captures:
             batch = self._captures.attach(batch, sequences)
+        is_captured = batch.capture is not None
+        if self._layer_contrast:
+            batch = self._layer_contrast.attach(batch, samples)
         sampling = self._input_builder.build_sampling(samples) if samples else None
         built = clock()
         times.build += built - start
         logits = self._backend.forward(batch).logits
+        if self._layer_contrast:
+            self._layer_contrast.apply(logits)
         computed = clock()
         times.forward += computed - built
         sampled = None if sampling is None else self._sample(logits, samples, sampling)
@@ -69,7 +77,7 @@ class ModelRunner:
             for sequence, mirostat_mu in zip(samples, sampled.mirostat_mu.tolist(), strict=True):
                 sequence.mirostat_mu = mirostat_mu
         times.sample += clock() - computed
-        if batch.capture is not None:
+        if is_captured:
             self._captures.commit(batch)
         return sampled
 
