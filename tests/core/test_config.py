@@ -47,6 +47,12 @@ from pellucid.core.errors import InvalidRequestError
         (lambda: SpeculativeConfig("ngram", prompt_lookup_min=0), "prompt_lookup_min"),
         (lambda: SpeculativeConfig("ngram", prompt_lookup_min=3, prompt_lookup_max=2), "prompt_lookup_min"),
         (lambda: SpeculativeConfig("lookahead", prompt_lookup_min=3), "prompt_lookup_min"),
+        (lambda: SpeculativeConfig("lookahead", lookahead_ngram=1), "lookahead_ngram"),
+        (lambda: SpeculativeConfig("lookahead", lookahead_ngram=17), "lookahead_ngram"),
+        (lambda: SpeculativeConfig("lookahead", lookahead_window=0), "lookahead_window"),
+        (lambda: SpeculativeConfig("lookahead", lookahead_window=65), "lookahead_window"),
+        (lambda: SpeculativeConfig("ngram", lookahead_window=8), "lookahead_window"),
+        (lambda: SpeculativeConfig("layer_skip", lookahead_ngram=4), "lookahead_ngram"),
         (lambda: SpeculativeConfig("ngram", draft_model="small"), "draft_model"),
         (lambda: SpeculativeConfig("draft_model"), "draft_model"),
         (lambda: SpeculativeConfig("draft_model", draft_model=""), "draft_model"),
@@ -74,6 +80,8 @@ def test_speculative_config_is_resolved() -> None:
     assert config is not None
     assert (config.prompt_lookup_min, config.prompt_lookup_max) == (2, 4)
     assert SpeculativeConfig("ngram", prompt_lookup_max=1).prompt_lookup_min == 1
+    lookahead = SpeculativeConfig("lookahead", lookahead_window=5)
+    assert (lookahead.lookahead_ngram, lookahead.lookahead_window) == (4, 5)
     assert SpeculativeConfig("layer_skip", layers=range(3)).layers == (0, 1, 2)
     assert speculative_config(config) is config
     assert speculative_config(None) is None

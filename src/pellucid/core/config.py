@@ -16,6 +16,7 @@ MAX_THREADS = 1024
 MAX_MEMORY = 2**63 - 1
 MAX_DRAFT_TOKENS = 64
 MAX_PROMPT_LOOKUP = 32
+MAX_LOOKAHEAD_NGRAM = 16
 
 KVCacheDtype = Literal["f16", "bf16", "f32", "q8"]
 BackendName = Literal["auto", "cpu", "reference"]
@@ -124,6 +125,9 @@ class SpeculativeConfig:
             where that is best; False guesses `num_draft_tokens` always.
         prompt_lookup_min, prompt_lookup_max: with "ngram", how many tokens must be the same, and how many are compared;
             None for 2 and 4.
+        lookahead_ngram: with "lookahead", tokens of an n-gram, of which all but the last say what comes next; None for
+            4.
+        lookahead_window: with "lookahead", most guesses that are refined from step to step; None for 8.
         draft_model: with "draft_model", a catalog name, a path or an `hf:` reference. Its vocabulary is the model's.
         layers: with "layer_skip", the layers that guess, rising; None leaves the choice to the engine.
 
@@ -136,6 +140,8 @@ class SpeculativeConfig:
     adaptive: bool = True
     prompt_lookup_min: int | None = None
     prompt_lookup_max: int | None = None
+    lookahead_ngram: int | None = None
+    lookahead_window: int | None = None
     draft_model: str | None = None
     layers: Iterable[int] | None = None
 
@@ -156,6 +162,11 @@ class SpeculativeConfig:
             check_integer("prompt_lookup_min", shortest, 1, longest, f"an integer from 1 to {longest}, the longest")
             self._set("prompt_lookup_max", int(longest))
             self._set("prompt_lookup_min", int(shortest))
+        if self.method == "lookahead":
+            size = 4 if self.lookahead_ngram is None else self.lookahead_ngram
+            self._set("lookahead_ngram", check_integer("lookahead_ngram", size, 2, MAX_LOOKAHEAD_NGRAM))
+            window = 8 if self.lookahead_window is None else self.lookahead_window
+            self._set("lookahead_window", check_integer("lookahead_window", window, 1, MAX_DRAFT_TOKENS))
         if self.method == "draft_model" and (not isinstance(self.draft_model, str) or not self.draft_model):
             raise refusal("draft_model", self.draft_model, "a catalog name, a path or an hf: reference")
         if self.layers is not None:
@@ -168,6 +179,8 @@ class SpeculativeConfig:
 _METHOD_OF_OPTION: dict[str, SpeculativeMethod] = {
     "prompt_lookup_min": "ngram",
     "prompt_lookup_max": "ngram",
+    "lookahead_ngram": "lookahead",
+    "lookahead_window": "lookahead",
     "draft_model": "draft_model",
     "layers": "layer_skip",
 }
