@@ -17,6 +17,7 @@ def make_group(
     priority: int = 0,
     salt: bytes = b"",
     seed: int | None = None,
+    num_lockstep: int | None = None,
 ) -> SequenceGroup:
     number = next(_numbers)
     return SequenceGroup(
@@ -29,6 +30,7 @@ def make_group(
         arrival_time=0.0,
         priority=priority,
         cache_salt=salt,
+        num_lockstep=num_lockstep,
     )
 
 

@@ -17,7 +17,8 @@ from pellucid.core.sampling_params import SamplingParams
 
 class SequenceStatus(Enum):
     PENDING = "pending"
-    """Waits for the first sequence of its group to compute the prompt; forked from it then."""
+    """Computes nothing: the first sequence of its group computes for it what they share, and it is forked then; or its
+    lockstep group goes on without it."""
     WAITING = "waiting"
     RUNNING = "running"
     PAUSED = "paused"
@@ -146,7 +147,16 @@ class Sequence:
 class SequenceGroup:
     """One request: `n` sequences, the first of which computes the prompt for all.
 
+    Or a lockstep group: up to `num_lockstep` sequences that a search (pellucid.engine.search) lets go on together. The
+    last tokens of those that are `live` are computed in one step, after which it says what comes next. The group keeps
+    places in the batch for all from the start. After a preemption its lead stands for all again, until the whole blocks
+    that they have in common are computed.
+
     Attributes:
+        is_lockstep: which of the two it is.
+        live: the sequences of a lockstep group that go on, in the order of its search; the others hold nothing.
+        lead_token_ids: tokens of the lead while it computes for all and has only those they share, and one more; else
+            None.
         seed: key of every draw of the request; the sequence's index and the token's position make the rest.
         sampling_record: how its tokens are chosen: the bytes of a record of SAMPLING_DTYPE, which lacks the sequence's
             index, the token's position and mirostat's state.
@@ -160,12 +170,14 @@ class SequenceGroup:
         stream: whether each token is reported as it comes.
         max_cached_tokens: most tokens that may come from the prefix cache, since something is wanted of the later ones
             that only computing gives; None for no limit.
-        is_forked: whether each sequence goes its own way; until then the first stands for all.
+        is_forked: whether each sequence goes its own way; until then the first, or the lead, stands for all.
         num_cached_tokens: prompt tokens that were found in the prefix cache.
         num_computed_elsewhere: tokens computed for it beyond what its sequences count: plus those whose blocks were
             given back, less those that came from the prefix cache or a fork.
         num_preemptions: how often a sequence of it had to give way.
         num_unfinished: how many of `sequences` have not ended.
+        step_times: when the search of a lockstep group was asked, in seconds on the engine's clock.
+        num_decode_tokens: rows that it was given, other than the first time.
         arrival_time, first_scheduled_time: seconds on the engine's clock.
     """
 
@@ -177,10 +189,14 @@ class SequenceGroup:
         "eos_token_ids",
         "first_scheduled_time",
         "is_forked",
+        "is_lockstep",
+        "lead_token_ids",
+        "live",
         "logit_bias",
         "max_cached_tokens",
         "num_cached_tokens",
         "num_computed_elsewhere",
+        "num_decode_tokens",
         "num_preemptions",
         "num_unfinished",
         "priority",
@@ -191,6 +207,7 @@ class SequenceGroup:
         "sampling_record",
         "seed",
         "sequences",
+        "step_times",
         "stop_token_ids",
         "stream",
     )
@@ -210,6 +227,7 @@ class SequenceGroup:
         priority: int = 0,
         cache_salt: bytes = b"",
         stream: bool = False,
+        num_lockstep: int | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -235,15 +253,30 @@ class SequenceGroup:
         max_length = max_model_len
         if sampling_params.max_tokens is not None:
             max_length = min(max_length, len(prompt_token_ids) + sampling_params.max_tokens)
-        self.sequences = [Sequence(self, index, max_length) for index in range(sampling_params.n)]
-        self.is_forked = sampling_params.n == 1
-        self.num_unfinished = sampling_params.n
+        num_sequences = sampling_params.n if num_lockstep is None else num_lockstep
+        self.sequences = [Sequence(self, index, max_length) for index in range(num_sequences)]
+        self.is_lockstep = num_lockstep is not None
+        self.live = self.sequences[:1] if self.is_lockstep else []
+        self.lead_token_ids: list[int] | None = None
+        self.step_times: list[float] = []
+        self.num_decode_tokens = 0
+        self.is_forked = self.is_lockstep or num_sequences == 1
+        self.num_unfinished = num_sequences
+
+    @property
+    def lead(self) -> Sequence:
+        """The live sequence of a lockstep group that comes first in the batch."""
+        return min(self.live, key=lambda sequence: sequence.index)
 
     @property
     def metrics(self) -> RequestMetrics:
         """Times and counts so far."""
         output_tokens = [sequence.num_output_tokens for sequence in self.sequences]
-        decode_tokens = sum(count - 1 for count in output_tokens if count)
+        if self.is_lockstep:
+            decode_tokens, token_times = self.num_decode_tokens, [self.step_times]
+        else:
+            decode_tokens = sum(count - 1 for count in output_tokens if count)
+            token_times = [sequence.token_times for sequence in self.sequences]
         computed_tokens = self.num_computed_elsewhere + sum(sequence.num_computed_tokens for sequence in self.sequences)
         metrics = RequestMetrics(
             prompt_tokens=len(self.prompt_token_ids),
@@ -252,7 +285,7 @@ class SequenceGroup:
             output_tokens=sum(output_tokens),
             decode_tokens=decode_tokens,
             preemptions=self.num_preemptions,
-            token_times=[sequence.token_times for sequence in self.sequences],
+            token_times=token_times,
         )
         if self.first_scheduled_time is not None:
             metrics.queue = self.first_scheduled_time - self.arrival_time

@@ -38,6 +38,7 @@ from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
 from pellucid.engine.scheduler import Plan, Scheduler
+from pellucid.engine.search.book import SearchBook
 from pellucid.kvcache.cache_manager import CacheManager
 from pellucid.models.kv_groups import kv_windows
 from pellucid.tokenizer.tokenizer import Tokenizer
@@ -155,7 +156,8 @@ class LLMEngine:
         self.scheduler = Scheduler(config, cache)
         self._captures = CaptureBook(self._backend.spec, self._capture_memory)
         self._layer_contrast = LayerContrast(self._backend)
-        self._output_processor = OutputProcessor(self._tokenizer, self.scheduler, self._captures)
+        self._searches = SearchBook(self.scheduler)
+        self._output_processor = OutputProcessor(self._tokenizer, self.scheduler, self._captures, self._searches)
         self._model_runner = ModelRunner(
             self._backend,
             InputBuilder(
@@ -485,19 +487,26 @@ class LLMEngine:
         except Exception as error:
             self._recover(plan, error, output)
             return
-        token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
         self._counters.computed_tokens += plan.num_tokens
-        self._counters.output_tokens += len(token_ids)
+        self._counters.output_tokens += len(plan.samples)
+        searched = None
+        if plan.searches and sampled is not None:
+            searched, sampled = self._searches.take_rows(plan, sampled)
+        token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
         self.scheduler.postprocess(plan, token_ids)
         if sampled is not None:
             self._output_processor.process(plan.samples, token_ids, sampled, self._clock(), output)
+        if searched is not None:
+            output.num_begun += sum(not group.step_times for group in searched)
+            for group in self._searches.advance(searched, self._clock()):
+                self._output_processor.finish_early(group, [], output)
 
     def _recover(self, plan: Plan, error: Exception, output: StepOutput) -> None:
         """A step failed. Whoever fails alone too fails for good; the others, whose bits do not depend on it, go on."""
-        if len(plan.sequences) > 1 and not plan.copies:
-            for sequence in plan.sequences:
-                if not sequence.is_finished:
-                    alone = Plan([sequence], _samples_of(sequence, plan), num_tokens=sequence.num_scheduled_tokens)
+        parts = _parts(plan)
+        if len(parts) > 1 and not plan.copies:
+            for alone in parts:
+                if not alone.sequences[0].is_finished:
                     self._compute(alone, output)
             return
         failure = error if isinstance(error, PellucidError) else BackendError(f"the step failed: {error!r}")
@@ -586,11 +595,19 @@ def is_conversation(prompt: object) -> TypeGuard[ListLike[Message]]:
     return isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
-def _samples_of(sequence: Sequence, plan: Plan) -> list[Sequence]:
-    group = sequence.group
-    if group.is_forked:
-        return [sequence] if sequence in plan.samples else []
-    return [sample for sample in plan.samples if sample.group is group]
+def _parts(plan: Plan) -> list[Plan]:
+    """What of `plan` can be computed without the rest: each sequence, or lockstep group."""
+    parts: dict[Sequence | SequenceGroup, Plan] = {}
+    for sequence in plan.sequences:
+        group = sequence.group
+        part = parts.setdefault(group if group.is_lockstep else sequence, Plan())
+        part.sequences.append(sequence)
+        part.num_tokens += sequence.num_scheduled_tokens
+        part.samples += [
+            sample for sample in plan.samples if sample is sequence or (sample.group is group and not group.is_forked)
+        ]
+        part.searches = [search for search in plan.searches if search is group]
+    return list(parts.values())
 
 
 def _checked_token_ids(token_ids: object, vocab_size: int) -> list[int]:

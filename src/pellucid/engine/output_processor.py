@@ -10,6 +10,7 @@ from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, Toke
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.scheduler import Scheduler
+from pellucid.engine.search.book import SearchBook
 from pellucid.engine.text import SequenceText, whole_text
 from pellucid.tokenizer.tokenizer import Tokenizer
 
@@ -33,10 +34,11 @@ class OutputProcessor:
     """Carries the text of the sequences that are streamed or have stop strings, ends those whose stop string came, and
     writes the replies."""
 
-    def __init__(self, tokenizer: Tokenizer, scheduler: Scheduler, captures: CaptureBook) -> None:
+    def __init__(self, tokenizer: Tokenizer, scheduler: Scheduler, captures: CaptureBook, searches: SearchBook) -> None:
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._captures = captures
+        self._searches = searches
         self._texts: dict[Sequence, SequenceText] = {}
 
     def process(
@@ -77,7 +79,11 @@ class OutputProcessor:
                 token.request_output = reply
 
     def finish_early(self, group: SequenceGroup, sequences: list[Sequence], output: StepOutput) -> None:
-        """Add the terminal reply of a group whose last `sequences` ended without a token: refused, failed, aborted."""
+        """Add the terminal reply of a group whose last `sequences` ended without a token: refused, failed, aborted; or
+        whose search is over."""
+        if group.is_lockstep:
+            self._finish_search(group, output)
+            return
         token = None
         for sequence in sequences:
             text = self._texts.get(sequence)
@@ -93,6 +99,8 @@ class OutputProcessor:
     def fail(self, group: SequenceGroup, error: PellucidError, output: StepOutput) -> None:
         """Add the terminal reply of a group that a defect left in an unknown state: its tokens, and the text that was
         released."""
+        if group.is_lockstep:
+            self._searches.close(group)
         outputs = []
         for sequence in group.sequences:
             text = self._texts.get(sequence)
@@ -104,6 +112,38 @@ class OutputProcessor:
         if group.stream:
             index = outputs[-1].index
             output.tokens.append(TokenOutput(group.request_id, index, None, "", None, "error", request_output=reply))
+
+    def _finish_search(self, group: SequenceGroup, output: StepOutput) -> None:
+        """Add the terminal reply of a lockstep group that was ended; before it, where it is streamed, the tokens of one
+        answer after another."""
+        self._searches.close(group)
+        token = None
+        for sequence in group.sequences:
+            reason, stop_reason = sequence.finish_reason, sequence.stop_reason
+            token_ids = sequence.output_token_ids if group.stream or group.sampling_params.stop else []
+            if group.stream and not token_ids:
+                token = TokenOutput(group.request_id, sequence.index, None, "", None, reason)
+                output.tokens.append(token)
+            for number, token_id in enumerate(token_ids, 1):
+                is_last = number == len(token_ids)  # a stop string is found in its text once more
+                sequence.finish_reason = reason if is_last and not isinstance(stop_reason, str) else None
+                delta = self._advance(sequence, token_id)
+                if group.stream:
+                    logprobs = None if sequence.logprobs is None else sequence.logprobs[number - 1]
+                    token = TokenOutput(
+                        group.request_id,
+                        sequence.index,
+                        token_id,
+                        delta,
+                        logprobs,
+                        sequence.finish_reason,
+                        stop_reason if is_last else None,
+                    )
+                    output.tokens.append(token)
+        reply = self._reply(group)
+        output.finished.append(reply)
+        if token is not None:
+            token.request_output = reply
 
     def _advance(self, sequence: Sequence, token_id: int) -> str:
         """The text that `token_id` releases; ends the sequence if it completes a stop string."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
 
 from pellucid.core.batch import BLOCK_SIZE
@@ -10,8 +11,9 @@ from pellucid.core.config import SchedulerConfig
 from pellucid.core.errors import PellucidError, QueueFullError
 from pellucid.core.outputs import FinishReason
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
+from pellucid.engine.lockstep import check_lockstep, first_of, hold_back
 from pellucid.kvcache.block_pool import CacheIntegrityError
-from pellucid.kvcache.cache_manager import CacheManager
+from pellucid.kvcache.cache_manager import CacheManager, num_shared_tokens
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:
@@ -35,6 +37,8 @@ class Plan:
         admitted: whose group is computed for the first time.
         preempted: who had to give way since the last step.
         expired: whose group waited too long and is ended, refused.
+        searches: lockstep groups whose live sequences this step computes to the end. They are among `samples`, and what
+            comes next is for their search to say, with `Scheduler.advance`.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
@@ -43,6 +47,7 @@ class Plan:
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     expired: list[Sequence] = field(default_factory=list)
+    searches: list[SequenceGroup] = field(default_factory=list)
     num_tokens: int = 0
 
 
@@ -58,6 +63,9 @@ class Scheduler:
     and it waits to be computed again. A waiting sequence is admitted only when the blocks for all its tokens are there
     beside what those running still need, or when nothing runs; one of strictly better priority pushes out the last of
     the running, where that helps.
+
+    The live sequences of a lockstep group are admitted, paused and preempted together, and their last tokens are
+    computed in one step: where not all of them reach the end, the others hold theirs back.
     """
 
     def __init__(self, config: SchedulerConfig, cache: CacheManager) -> None:
@@ -67,6 +75,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.paused: list[Sequence] = []
         self._num_slots = 0
+        self._lockstep: dict[SequenceGroup, None] = {}  # those unfinished, in order of arrival
         self._preempted: list[Sequence] = []
 
     def has_unfinished(self) -> bool:
@@ -83,7 +92,12 @@ class Scheduler:
             QueueFullError: the waiting queue is at its limit.
         """
         self.check_queue()
-        self._wait(group.sequences[0])
+        if group.is_lockstep:
+            self._lockstep[group] = None
+            self._unfork(group)
+            self._wait(group.lead)
+        else:
+            self._wait(group.sequences[0])
 
     def check_queue(self, num_coming: int = 0) -> None:
         """Whether one more request may wait, `num_coming` others being on their way.
@@ -101,6 +115,8 @@ class Scheduler:
         if self.waiting:
             self._expire(now, plan)
             self._admit(now, plan)
+        if self._lockstep:
+            self._fork_lockstep()
         budget = self.config.max_num_batched_tokens
         running, sequences, samples = self.running, plan.sequences, plan.samples
         for index, sequence in enumerate(running):  # whose end is cut off where blocks run out
@@ -119,6 +135,8 @@ class Scheduler:
                 else:
                     samples.extend(sequence.group.sequences)
         plan.num_tokens = self.config.max_num_batched_tokens - budget
+        if self._lockstep:
+            hold_back(plan)
         plan.copies = self.cache.take_copies()
         plan.preempted, self._preempted = self._preempted, []
         return plan
@@ -165,15 +183,49 @@ class Scheduler:
         sequence.error = error
         sequence.num_scheduled_tokens = 0
         sequence.group.num_unfinished -= 1
+        if sequence.group.num_unfinished == 0:
+            self._lockstep.pop(sequence.group, None)
 
     def finish_group(
         self, group: SequenceGroup, reason: FinishReason, *, error: PellucidError | None = None
     ) -> list[Sequence]:
         """End every sequence of a request that has not ended yet; return those, by index."""
         unfinished = [sequence for sequence in group.sequences if not sequence.is_finished]
+        if group.lead_token_ids is not None:
+            group.lead.token_ids, group.lead_token_ids = group.lead_token_ids, None
         for sequence in reversed(unfinished):  # the first last: it holds the places of those yet to fork
             self.finish(sequence, reason, error=error)
         return unfinished
+
+    def advance(self, group: SequenceGroup, continuations: ListLike[tuple[int, int]]) -> None:
+        """Go on with a lockstep group whose last tokens were computed.
+
+        Args:
+            continuations: at least one, and no more than the group has sequences: (index into `group.live` of the one
+                to go on from, its next token). They are `group.live` from here on, in this order; one that nothing goes
+                on from gives its blocks back, and one that several go on from is forked.
+        """
+        parents = group.live
+        wanted = {parent for parent, _ in continuations}
+        for index, sequence in enumerate(parents):
+            if index not in wanted:
+                self._remove(self.running, sequence)
+                self._free(sequence, keep_partial=False)
+                sequence.status = SequenceStatus.PENDING
+        idle = [sequence for sequence in group.sequences if sequence.status is SequenceStatus.PENDING]
+        group.live = []
+        for parent, _ in continuations:
+            sequence = parents[parent]
+            if parent in wanted:
+                wanted.remove(parent)  # the first goes on in its place
+            else:
+                sequence = idle.pop(0)
+                sequence.token_ids = list(parents[parent].token_ids)
+                sequence.num_buffered_tokens = 0
+                self._fork_from(parents[parent], sequence)
+            group.live.append(sequence)
+        for sequence, (_, token_id) in zip(group.live, continuations, strict=True):
+            sequence.token_ids.append(token_id)
 
     def pause(self, group: SequenceGroup) -> None:
         """Between two steps: compute nothing more of a request until `resume`. Its places are free for others."""
@@ -188,10 +240,11 @@ class Scheduler:
         for sequence in group.sequences:
             if sequence.status is SequenceStatus.PAUSED:
                 self._leave(sequence)
-                if sequence.num_computed_tokens and self._has_place(sequence):
+                is_begun = any(member.num_computed_tokens for member in group.live or (sequence,))
+                if is_begun and self._has_place(sequence):
                     self._run(sequence)
                 else:
-                    if sequence.num_computed_tokens:
+                    if is_begun:
                         self._preempt(sequence)
                     self._wait(sequence)
 
@@ -231,12 +284,18 @@ class Scheduler:
             raise CacheIntegrityError("a waiting sequence holds blocks")
         if not self._num_slots == sum(map(self._slots, self.running)) <= self.config.max_num_seqs:
             raise CacheIntegrityError(f"{self._num_slots} places counted for {self.running}")
+        for group in self._lockstep:
+            check_lockstep(group)
         self.cache.check_integrity([*self.running, *self.paused])
 
     @staticmethod
     def _slots(sequence: Sequence) -> int:
-        """Places in a batch: a sequence yet to fork keeps those of its siblings."""
-        return 1 if sequence.group.is_forked else len(sequence.group.sequences)
+        """Places in a batch: a sequence yet to fork keeps those of its siblings, and the lead of a lockstep group those
+        of all."""
+        group = sequence.group
+        if group.is_lockstep:
+            return len(group.sequences) if sequence is group.lead else 0
+        return 1 if group.is_forked else len(group.sequences)
 
     def _wait(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.WAITING
@@ -262,13 +321,15 @@ class Scheduler:
         self.cache.free(sequence, keep_partial=keep_partial)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take the blocks of a sequence that is to be computed again."""
+        """Take the blocks of a sequence that is to be computed again; of a lockstep group's lead, those of all."""
         self._free(sequence, keep_partial=True)
+        if sequence.group.is_lockstep:
+            self._unfork(sequence.group)
         sequence.group.num_preemptions += 1
         self._preempted.append(sequence)
 
     def _preempt_last_running(self) -> Sequence:
-        sequence = self.running[-1]
+        sequence = first_of(self.running[-1])
         self._leave(sequence)
         self._preempt(sequence)
         self._wait(sequence)
@@ -278,6 +339,7 @@ class Scheduler:
         """Take the blocks of the last paused sequence that has any; None if none has."""
         for sequence in reversed(self.paused):
             if sequence.num_computed_tokens:
+                sequence = first_of(sequence)
                 self._preempt(sequence)
                 return sequence
         return None
@@ -368,7 +430,8 @@ class Scheduler:
     def _allocate(self, sequence: Sequence, num_new_tokens: int) -> bool:
         """Blocks for the next tokens of a running sequence, at the cost of the last; False if it was the last."""
         while not self.cache.allocate(sequence, num_new_tokens):
-            if self.preempt_last() is sequence:
+            self.preempt_last()
+            if sequence.status is not SequenceStatus.RUNNING:
                 return False
         return True
 
@@ -376,8 +439,52 @@ class Scheduler:
         """Let the siblings go on from where the first sequence has just computed the prompt, in its places."""
         first, *siblings = group.sequences
         for sibling in siblings:
-            self.cache.fork(first, sibling)
-            group.num_computed_elsewhere -= sibling.num_computed_tokens
-            sibling.status = SequenceStatus.RUNNING
-            insort(self.running, sibling, key=_order)
+            self._fork_from(first, sibling)
         group.is_forked = True
+
+    def _fork_from(self, parent: Sequence, sequence: Sequence) -> None:
+        """Let `sequence` go on from where `parent` is; its group has the place for it."""
+        self.cache.fork(parent, sequence)
+        sequence.group.num_computed_elsewhere -= sequence.num_computed_tokens
+        sequence.status = SequenceStatus.RUNNING
+        insort(self.running, sequence, key=_order)
+
+    def _unfork(self, group: SequenceGroup) -> None:
+        """Let the lead of a lockstep group stand for all that are live: only it stays in its queue, with the tokens
+        that all have in common and one more, which is held back."""
+        if len(group.live) == 1 or not group.is_forked:
+            return
+        lead = group.lead
+        for sequence in reversed(group.live):
+            if sequence is not lead:
+                self._leave(sequence)
+                self._free(sequence, keep_partial=True)
+                sequence.status = SequenceStatus.PENDING
+        num_shared = num_shared_tokens(group.live)
+        group.is_forked = False
+        group.lead_token_ids = lead.token_ids
+        lead.token_ids = lead.token_ids[: num_shared + 1]
+        del lead.block_digests[num_shared // BLOCK_SIZE :]
+
+    def _fork_lockstep(self) -> None:
+        """Let the live sequences of lockstep groups go their own way where the lead has computed what they share.
+
+        Each goes on from there, or from further on where the prefix cache knows more of it.
+        """
+        for group in self._lockstep:
+            lead = group.lead
+            if group.lead_token_ids is None or lead.status is not SequenceStatus.RUNNING:
+                continue
+            if lead.num_computed_tokens < len(lead.token_ids) - 1:
+                continue
+            lead.token_ids, group.lead_token_ids = group.lead_token_ids, None
+            group.is_forked = True
+            for sequence in group.live:
+                if sequence is not lead:
+                    self._fork_from(lead, sequence)
+            for sequence in group.live:
+                tables = self.cache.match(sequence)
+                if len(tables[0]) * BLOCK_SIZE > sequence.num_computed_tokens:
+                    self._free(sequence, keep_partial=False)
+                    self.cache.adopt(sequence, tables)
+                    group.num_computed_elsewhere -= sequence.num_computed_tokens

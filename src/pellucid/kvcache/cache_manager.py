@@ -9,7 +9,7 @@ from collections.abc import Sequence as ListLike
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.config import num_blocks_for
 from pellucid.core.kv_windows import first_visible_block, max_blocks_held
-from pellucid.core.sequence import Sequence
+from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.kvcache.block_pool import BlockPool, CacheIntegrityError
 from pellucid.kvcache.prefix_cache import (
     MIN_PARTIAL_TOKENS,
@@ -225,12 +225,25 @@ class CacheManager:
                 needed += min(growth, max(0, max_blocks_held(window, num_tokens, max_new_tokens) - own))
         return needed
 
+    def max_blocks_of_group(self, group: SequenceGroup, max_new_tokens: int) -> int:
+        """Most blocks that a lockstep group, computed up to `max_new_tokens` a step, holds at any time from now on.
+        What its live sequences have in common is shared."""
+        num_tokens = max(sequence.max_length for sequence in group.live) - 1
+        num_shared = num_shared_tokens(group.live) // BLOCK_SIZE
+        num_sequences = len(group.sequences)
+        num_blocks = 0
+        for window in self.windows:
+            most = max_blocks_held(window, num_tokens, max_new_tokens)
+            num_blocks += num_sequences * most - (0 if window is not None else (num_sequences - 1) * num_shared)
+        return num_blocks
+
     def _num_blocks_of_forks(self, sequence: Sequence, num_blocks: int) -> int:
         """Blocks that the siblings yet to fork take beside the full ones they share, up to `num_blocks` in a table."""
         group = sequence.group
-        if group.is_forked:
-            return 0
-        return (len(group.sequences) - 1) * (num_blocks - sequence.num_tokens // BLOCK_SIZE) * len(self.windows)
+        num_to_come = 0 if group.is_forked else len(group.sequences) - 1
+        if group.is_lockstep and group.is_forked and sequence is group.lead:
+            num_to_come = len(group.sequences) - len(group.live)
+        return num_to_come * (num_blocks - sequence.num_tokens // BLOCK_SIZE) * len(self.windows)
 
     def commit(self, sequence: Sequence) -> None:
         """Register the full blocks that `sequence` has computed since the last commit.
@@ -478,5 +491,20 @@ def _max_cached_tokens(sequence: Sequence) -> int:
 
 def _num_tokens_wanted(sequence: Sequence) -> int:
     """Tokens that `sequence` is to have room for: those it has and a block more, but for the last it can have, which is
-    never computed."""
-    return min(sequence.num_tokens + BLOCK_SIZE, sequence.max_length - 1)
+    never computed. One that computes what its lockstep group shares is counted as long as it will be."""
+    lead_token_ids = sequence.group.lead_token_ids
+    num_tokens = sequence.num_tokens if lead_token_ids is None else len(lead_token_ids)
+    return min(num_tokens + BLOCK_SIZE, sequence.max_length - 1)
+
+
+def num_shared_tokens(sequences: ListLike[Sequence]) -> int:
+    """Tokens in whole blocks that all of `sequences` begin with, leaving each a token at least."""
+    first = sequences[0].token_ids
+    shortest = min(len(sequence.token_ids) for sequence in sequences)
+    end = 0
+    while end + BLOCK_SIZE < shortest:
+        block = first[end : end + BLOCK_SIZE]
+        if any(sequence.token_ids[end : end + BLOCK_SIZE] != block for sequence in sequences[1:]):
+            break
+        end += BLOCK_SIZE
+    return end
