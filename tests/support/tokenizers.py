@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pellucid.tokenizer import Tokenizer, byte_pair_encoding
+from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, TokenType
 from pellucid.weights import catalog
 from pellucid.weights.gguf import GGUFFile
 
@@ -44,3 +45,24 @@ def model_path(name: str) -> Path:
     if not catalog.is_cached(entry):
         pytest.skip(f"{name} is not in the cache; `pellucid pull {name}` fetches it")
     return catalog.cached_path(entry)
+
+
+@cache
+def byte_level_tokenizer() -> Tokenizer:
+    """A byte-level vocabulary: every byte, some longer tokens, and three special ones; ends with <|im_end|> and
+    <|endoftext|>."""
+    merges = ['{ "', '" :', ': "', '" ,', ', "', "t r", "tr u", "tru e", "Ġ t", "a b", "n u", "l l", "nu ll", "1 2"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*BYTE_LEVEL_ALPHABET, *(merge.replace(" ", "") for merge in merges), *special]
+    first = len(tokens) - len(special)
+    return Tokenizer.from_gguf(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "smollm",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": [TokenType.NORMAL] * first + [TokenType.CONTROL] * len(special),
+            "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.bos_token_id": first,
+            "tokenizer.ggml.eos_token_id": first + 2,
+        }
+    )

@@ -285,6 +285,11 @@ class SamplingParams:
             raise refusal("best_of", self.best_of, f"at least n, {self.n}")
         if self.stop and not self.detokenize:
             raise InvalidRequestError("stop needs text to look at: leave detokenize true", param="stop")
+        if self.structured_outputs is not None and self.ignore_eos:
+            raise InvalidRequestError(
+                "structured_outputs ends an answer with an end-of-sequence token: leave ignore_eos false",
+                param="ignore_eos",
+            )
         if self.mirostat:
             for name in _REPLACED_BY_MIROSTAT:
                 if getattr(self, name) != _DEFAULTS[name]:

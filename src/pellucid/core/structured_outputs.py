@@ -2,25 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pellucid.core.errors import InvalidRequestError
+from pellucid.core.validation import check_boolean, refusal
+
+MAX_SCHEMA_BYTES = 65536
+"""Of a JSON schema, and of all choices together."""
+MAX_GRAMMAR_BYTES = 16384
+"""Of a regular expression, and of a grammar."""
+MAX_CHOICES = 4096
+KINDS = ("json", "json_object", "regex", "choice", "grammar")
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutputsParams:
-    """A grammar for the answer: exactly one of these. Names follow vLLM's.
+    """What the answer must look like: exactly one of `json`, `json_object`, `regex`, `choice` and `grammar`. Names
+    follow vLLM's; docs/structured-output.md says what each may hold.
 
     Attributes:
-        json: a JSON schema, as an object or as text; True for any JSON.
+        json: a JSON schema, as an object or as text; True for any JSON. It is kept as text, properties in order.
         json_object: any JSON object.
-        regex: a regular expression that the whole answer matches.
+        regex: a regular expression (syntax of Rust's regex crate) that the whole answer matches.
         choice: the answers there are.
-        grammar: a context-free grammar in Lark or GBNF.
+        grammar: a context-free grammar, in Lark or in GBNF (which has `name ::= ...`).
+        whitespace_pattern: regular expression of the white space that JSON may have, once in each place where JSON
+            allows any; None for none at all.
+
+    Raises:
+        InvalidRequestError: none or several are given, or one is of the wrong type, empty or too large. Whether it is
+            sound is seen when it is compiled.
     """
 
     json: Mapping[str, Any] | str | bool | None = None
     json_object: bool = False
     regex: str | None = None
-    choice: tuple[str, ...] | None = None
+    choice: Iterable[str] | None = None
     grammar: str | None = None
+    whitespace_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        check_boolean(_name("json_object"), self.json_object)
+        given = [kind for kind in KINDS if getattr(self, kind) is not None and getattr(self, kind) is not False]
+        if self.json is False:
+            raise InvalidRequestError(f"{_name('json')} is false, a schema that allows no answer", param=_name("json"))
+        if len(given) != 1:
+            found = f"not {' and '.join(given)} together" if given else "none is given"
+            raise InvalidRequestError(
+                f"structured_outputs takes exactly one of {', '.join(KINDS)}: {found}", param="structured_outputs"
+            )
+        if self.json is not None:
+            self._set("json", _schema_text(self.json))
+        if self.regex is not None:
+            _check_text("regex", self.regex, MAX_GRAMMAR_BYTES)
+        if self.grammar is not None:
+            _check_text("grammar", self.grammar, MAX_GRAMMAR_BYTES)
+        if self.choice is not None:
+            self._set("choice", _choices(self.choice))
+        if self.whitespace_pattern is not None:
+            _check_text("whitespace_pattern", self.whitespace_pattern, MAX_GRAMMAR_BYTES)
+            if self.json is None and not self.json_object:
+                raise InvalidRequestError(
+                    f"{_name('whitespace_pattern')} is of JSON: it needs json or json_object",
+                    param=_name("whitespace_pattern"),
+                )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def kind(self) -> str:
+        """Which of KINDS is given."""
+        return next(kind for kind in KINDS if getattr(self, kind) not in (None, False))
+
+
+def _name(field: str) -> str:
+    return f"structured_outputs.{field}"
+
+
+def _check_text(field: str, value: object, max_bytes: int) -> None:
+    if not isinstance(value, str) or not value:
+        raise refusal(_name(field), value, "a string that is not empty")
+    _check_size(field, value, max_bytes)
+
+
+def _check_size(field: str, text: str, max_bytes: int) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequestError(
+            f"{_name(field)} holds half a character (a lone surrogate)", param=_name(field)
+        ) from None
+    if size > max_bytes:
+        raise InvalidRequestError(
+            f"{_name(field)} is too large: {size:,} bytes, and at most {max_bytes:,} are taken", param=_name(field)
+        )
+
+
+def _schema_text(schema: Any) -> str:
+    """The schema as compact JSON text; True, which allows all, as the empty schema."""
+    import json  # here, because few requests need it and every start would pay for it
+
+    name = _name("json")
+    if isinstance(schema, str):
+        _check_size("json", schema, MAX_SCHEMA_BYTES)
+        try:
+            schema = json.loads(schema, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"{name} is not valid JSON: {error or 'nested too deeply'}", param=name) from None
+    if schema is True:
+        schema = {}
+    if schema is False:
+        raise InvalidRequestError(f"{name} is false, a schema that allows no answer", param=name)
+    if not isinstance(schema, Mapping):
+        raise refusal(name, schema, "a JSON schema: an object, the text of one, or true")
+    try:
+        text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{name} cannot be written as JSON: {error}", param=name) from None
+    _check_size("json", text, MAX_SCHEMA_BYTES)
+    return text
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} is no JSON")
+
+
+def _choices(value: Any) -> tuple[str, ...]:
+    range_text = f"1 to {MAX_CHOICES} strings that are not empty"
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise refusal(_name("choice"), value, range_text)
+    choices = tuple(value)
+    if not 1 <= len(choices) <= MAX_CHOICES:
+        raise InvalidRequestError(
+            f"{_name('choice')} must be {range_text}, not {len(choices)} of them", param=_name("choice")
+        )
+    for choice in choices:
+        if not isinstance(choice, str) or not choice:
+            raise refusal(_name("choice"), choice, range_text)
+    _check_size("choice", "".join(choices), MAX_SCHEMA_BYTES)
+    return tuple(dict.fromkeys(choices))
