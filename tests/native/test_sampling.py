@@ -12,7 +12,7 @@ from pellucid.core.batch import SAMPLING_DTYPE, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, InvalidRequestError
 from pellucid.decoding import logits_processors, rng, sampler
 from pellucid.decoding.logits_processors import Logits
-from tests.support.sampling import chi_squared_bound, make_batch
+from tests.support.sampling import chi_squared_bound, make_batch, warped
 
 native = pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
 
@@ -71,7 +71,7 @@ def check_survivors(isa: str, num_cases: int = 100, **fixed: Any) -> None:
         vocab_size = int(generator.choice(VOCAB_SIZES))
         logits = random_logits(generator, vocab_size)
         parameters = random_parameters(generator, vocab_size) | fixed
-        expected = sampler.process(logits, **parameters)
+        expected = warped(logits, **parameters)
         ids, weights = native_survivors(logits, isa, **parameters)
         assert np.array_equal(ids, np.flatnonzero(expected > -np.inf)), (vocab_size, parameters)
         assert np.array_equal(weights, logits_processors.weights(expected)[ids]), (vocab_size, parameters)
@@ -121,7 +121,7 @@ def test_top_p_where_the_sample_of_the_tail_misleads(isa: str, top_p: float) -> 
     logits = np.random.default_rng(7).normal(0, 0.5, 8192).astype(np.float32)
     logits[(np.arange(8192) // 16) % 4 == 0] = -30.0
     logits[3] = 6.0
-    expected = sampler.process(logits, temperature=1.0, top_k=0, top_p=top_p, min_p=0.0)
+    expected = warped(logits, temperature=1.0, top_k=0, top_p=top_p, min_p=0.0)
     ids, _ = native_survivors(logits, isa, top_p=top_p)
     assert np.array_equal(ids, np.flatnonzero(expected > -np.inf))
 
@@ -148,7 +148,7 @@ def test_100_000_draws_follow_the_distribution(filters: dict[str, Any]) -> None:
     logits = np.random.default_rng(4).normal(0, 1.5, 50).astype(np.float32)
     batch = make_batch(num_draws, temperature=0.9, seed=11, **filters)
     tokens = native_sample(np.tile(logits, (num_draws, 1)), batch).token_ids
-    final = sampler.process(logits, **{"temperature": 0.9, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters)
+    final = warped(logits, **{"temperature": 0.9, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters)
     expected = logits_processors.probabilities(final) * num_draws
     possible = expected > 0
     counts = np.bincount(tokens, minlength=50)

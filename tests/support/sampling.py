@@ -8,6 +8,8 @@ import numpy as np
 
 from pellucid.core.batch import SamplingBatch, sampling_record
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.decoding import pipeline
+from pellucid.decoding.logits_processors import Logits
 
 
 def make_batch(num_rows: int, **columns: Any) -> SamplingBatch:
@@ -17,6 +19,11 @@ def make_batch(num_rows: int, **columns: Any) -> SamplingBatch:
     for name, value in columns.items():
         rows[name] = value
     return SamplingBatch(rows)
+
+
+def warped(logits: Logits, **columns: Any) -> Logits:
+    """The distribution that is drawn from, of a row [vocab_size] with nothing to constrain it."""
+    return pipeline.warp(logits, pipeline.RowSampling.of(make_batch(1, **columns), 0))
 
 
 def chi_squared_bound(degrees_of_freedom: int) -> float:

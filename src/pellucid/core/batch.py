@@ -150,16 +150,20 @@ class SamplingBatch:
         return len(self.rows)
 
 
+NOTHING_ALLOWED = -1
+"""The token of a row of which the masks leave nothing to choose."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
     """One choice a row.
 
     Attributes:
-        token_ids: int32 [num_rows].
+        token_ids: int32 [num_rows]; NOTHING_ALLOWED where the masks leave no token, and then nothing else is known.
         logprobs: float32 [num_rows], natural log of the raw softmax (no transforms) at the chosen token, or of the
             final one where the row asked for `processed_logprobs`; NaN where it asked for none.
         top_ids: int32 [num_rows, k] with k the largest `num_logprobs` in the batch, by falling probability in the same
-            distribution, padded with -1.
+            distribution, padded with -1. Of the final one, only tokens that survived.
         top_logprobs: float32 [num_rows, k], log-probabilities of `top_ids`.
         mirostat_mu: float32 [num_rows], what each row's `mirostat_mu` comes to; None where no row uses mirostat.
     """

@@ -20,6 +20,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 def logit_bias(logits: Logits, ids: TokenIds, values: NDArray[np.float32]) -> Logits:
     """Add `values` [n] to the logits of `ids` [n], each id once."""
+    known = (ids >= 0) & (ids < logits.size)
+    if not known.any():
+        return logits
+    ids, values = ids[known], values[known]
     with np.errstate(over="ignore"):
         return _replaced(logits, ids, logits[ids] + values)
 
