@@ -194,8 +194,8 @@ def test_a_reset_fails_every_request_once_and_the_engine_goes_on(monkeypatch: py
         engine.step()
     process = OutputProcessor.process
 
-    def broken(self: OutputProcessor, samples: Any, token_ids: Any, *rest: Any) -> None:
-        process(self, samples[:1], token_ids[:1], *rest)
+    def broken(self: OutputProcessor, samples: Any, token_ids: Any, rows: Any, *rest: Any) -> None:
+        process(self, samples[:1], token_ids[:1], rows[:1], *rest)
         raise ZeroDivisionError
 
     monkeypatch.setattr(OutputProcessor, "process", broken)

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import SampledTokens, SamplingBatch
-from pellucid.core.config import SchedulerConfig
+from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.config import SchedulerConfig, SpeculativeConfig
 from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.core.outputs import CompletionOutput
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.engine.speculative.drafter import Drafter
 from pellucid.models.kv_groups import kv_windows
 from tests.support.engines import CheckedEngine
 
@@ -40,6 +41,7 @@ class Run:
         logits: hash of every row of logits that a token was chosen from, by (seed, index of the sequence, position).
         num_preemptions, num_cached_tokens: over all requests.
         most_running: sequences in the largest batch.
+        num_draft_tokens, num_accepted_tokens: over all requests.
     """
 
     answers: list[list[CompletionOutput]] = field(default_factory=list, repr=False)
@@ -47,25 +49,35 @@ class Run:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     most_running: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and self.answers == other.answers and self.logits == other.logits
 
 
 class LogitsRecorder:
-    """A backend that keeps a hash of the logits it is first given for each token to be chosen."""
+    """A backend that keeps a hash of the logits it was first given for each token to be chosen, in the last step that
+    chose it: there are several where a draft token before it was wrong."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.logits: dict[tuple[int, int, int], int] = {}
+        self._is_first = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        self._is_first = True
+        return self._backend.forward(batch)
+
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
         keys = sampling.rows[["seed", "sequence_index", "position"]].tolist()
         for row, key in zip(logits, keys, strict=True):
-            self.logits.setdefault(key, hash(row.tobytes()))
+            if self._is_first:
+                self.logits[key] = hash(row.tobytes())
+        self._is_first = False
         return self._backend.sample(logits, sampling)
 
 
@@ -117,6 +129,8 @@ def run(
     rounds: int = 1,
     preempt: float = 0.0,
     spare_blocks: int | None = None,
+    drafter: Drafter | None = None,
+    num_draft_tokens: int = 5,
 ) -> Run:
     """Answer `requests`, which arrive up to `burst` at once with random numbers of steps between.
 
@@ -124,6 +138,7 @@ def run(
         rounds: how often to go through all of them in the same engine; the last round counts.
         preempt: probability that a sequence is put back after a step.
         spare_blocks: KV blocks beyond those of one sequence of full length; None for room for all.
+        drafter: who guesses `num_draft_tokens` tokens of every sequence in every step; None for nobody.
     """
     num_blocks = max_blocks_of_sequence(kv_windows(backend.spec), max_model_len, max_num_batched_tokens)
     num_blocks = num_blocks * max_num_seqs if spare_blocks is None else num_blocks + spare_blocks
@@ -136,11 +151,13 @@ def run(
         num_blocks=num_blocks,
         max_model_len=max_model_len,
         enable_prefix_caching=enable_prefix_caching,
+        speculative=None if drafter is None else SpeculativeConfig("ngram", num_draft_tokens, adaptive=False),
+        drafter=drafter,
     )
     rng = random.Random(1)
     result = Run()
     for _ in range(rounds):
-        result = Run(logits=recorder.logits)
+        result = Run()
         recorder.logits.clear()
         engine.replies.clear()
         left = rng.randint(1, burst)
@@ -156,12 +173,18 @@ def run(
                     num_steps -= 1
                     if rng.random() < preempt:
                         engine.scheduler.preempt_last()
-    for number in range(len(requests)):
+    for number, (prompt, params) in enumerate(requests):
         reply = engine.replies[str(number)]
         assert reply.error is None, reply.error
+        for output in reply.outputs:
+            for position in range(len(prompt), len(prompt) + len(output.token_ids)):
+                key = (params.seed, output.index, position)
+                result.logits[key] = recorder.logits[key]
         result.answers.append(reply.outputs)
         result.num_preemptions += reply.metrics.preemptions
         result.num_cached_tokens += reply.metrics.cached_tokens
+        result.num_draft_tokens += reply.metrics.draft_tokens
+        result.num_accepted_tokens += reply.metrics.accepted_tokens
     return result
 
 

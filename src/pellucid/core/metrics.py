@@ -22,6 +22,8 @@ class RequestMetrics:
         output_tokens: tokens generated, over all continuations.
         decode_tokens: those of them that were not the first of a continuation.
         preemptions: how often a sequence was put back to make room for others.
+        draft_tokens: tokens that were guessed and computed ahead (docs/speculation.md).
+        accepted_tokens: those of them that came out as guessed, each of which saved a step.
         token_times: when each token of each continuation came.
     """
 
@@ -35,6 +37,8 @@ class RequestMetrics:
     output_tokens: int = 0
     decode_tokens: int = 0
     preemptions: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     token_times: list[list[float]] = field(default_factory=list, repr=False)
 
     @property
@@ -52,6 +56,11 @@ class RequestMetrics:
         """Tokens a second after the first of each continuation; 0 if there were none."""
         return self.decode_tokens / self.decode if self.decode > 0 else 0.0
 
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the guessed tokens that came out as guessed; 0 without a guess."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0
+
 
 @dataclass(slots=True)
 class StepTimes:
@@ -60,6 +69,7 @@ class StepTimes:
     Attributes:
         total: all of it.
         schedule: deciding what to compute.
+        draft: guessing ahead.
         build: making the arrays for it.
         forward: the model.
         sample: choosing tokens.
@@ -67,6 +77,7 @@ class StepTimes:
 
     total: float = 0.0
     schedule: float = 0.0
+    draft: float = 0.0
     build: float = 0.0
     forward: float = 0.0
     sample: float = 0.0
@@ -74,12 +85,13 @@ class StepTimes:
     @property
     def postprocess(self) -> float:
         """The rest: books, text, stop strings, replies."""
-        return self.total - self.schedule - self.build - self.forward - self.sample
+        return self.total - self.schedule - self.draft - self.build - self.forward - self.sample
 
     def __sub__(self, earlier: StepTimes) -> StepTimes:
         return StepTimes(
             self.total - earlier.total,
             self.schedule - earlier.schedule,
+            self.draft - earlier.draft,
             self.build - earlier.build,
             self.forward - earlier.forward,
             self.sample - earlier.sample,
@@ -99,6 +111,8 @@ class EngineCounters:
         cached_tokens: how many of them were found in the prefix cache.
         computed_tokens: tokens that went through the model.
         output_tokens: tokens generated.
+        draft_tokens: guessed tokens that went through the model.
+        accepted_tokens: those of them that are in the output.
         continuations: how many had their first token.
         steps: steps that computed something.
         scheduled_sequences: sequences in these steps, summed.
@@ -114,6 +128,8 @@ class EngineCounters:
     cached_tokens: int = 0
     computed_tokens: int = 0
     output_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     continuations: int = 0
     steps: int = 0
     scheduled_sequences: int = 0
@@ -157,8 +173,16 @@ class EngineMetrics:
 
     @property
     def prefill_tokens(self) -> int:
-        """Tokens computed other than `decode_tokens`: prompts, and what was computed again after a preemption."""
-        return self.counters.computed_tokens - self.decode_tokens
+        """Tokens computed other than `decode_tokens` and guesses that were wrong: prompts, and what was computed again
+        after a preemption."""
+        counters = self.counters
+        return counters.computed_tokens - self.decode_tokens - (counters.draft_tokens - counters.accepted_tokens)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the guessed tokens that are in the output; 0 before the first guess."""
+        draft_tokens = self.counters.draft_tokens
+        return self.counters.accepted_tokens / draft_tokens if draft_tokens else 0.0
 
     @property
     def prefix_cache_hit_rate(self) -> float:

@@ -35,7 +35,9 @@ class Sequence:
     Attributes:
         token_ids: the prompt and every token generated.
         num_computed_tokens: how many of them have their keys and values in the KV cache.
-        num_scheduled_tokens: how many more the current step computes.
+        num_scheduled_tokens: how many more the current step computes, draft tokens included.
+        draft_token_ids: what the current step computes beyond `token_ids`, in the guess that it comes next; empty
+            between steps.
         block_tables: KV blocks of each KV group, by absolute block index, all of one length; -1 where a block was given
             back because the group's window has left it behind. Empty where the sequence holds nothing.
         first_blocks: index of the first block that each table still has.
@@ -56,6 +58,7 @@ class Sequence:
         "_token_buffer",
         "block_digests",
         "block_tables",
+        "draft_token_ids",
         "error",
         "finish_reason",
         "first_blocks",
@@ -86,6 +89,7 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.num_scheduled_tokens = 0
+        self.draft_token_ids: list[int] = []
         self.block_tables: list[list[int]] = []
         self.first_blocks: list[int] = []
         self.block_digests: list[bytes] = []
@@ -170,11 +174,14 @@ class SequenceGroup:
         stream: whether each token is reported as it comes.
         max_cached_tokens: most tokens that may come from the prefix cache, since something is wanted of the later ones
             that only computing gives; None for no limit.
+        is_drafted: whether tokens of its sequences may be guessed ahead.
         is_forked: whether each sequence goes its own way; until then the first, or the lead, stands for all.
         num_cached_tokens: prompt tokens that were found in the prefix cache.
         num_computed_elsewhere: tokens computed for it beyond what its sequences count: plus those whose blocks were
             given back, less those that came from the prefix cache or a fork.
         num_preemptions: how often a sequence of it had to give way.
+        num_draft_tokens: guessed tokens that were computed.
+        num_accepted_tokens: those of them that are in the output.
         num_unfinished: how many of `sequences` have not ended.
         step_times: when the search of a lockstep group was asked, in seconds on the engine's clock.
         num_decode_tokens: rows that it was given, other than the first time.
@@ -188,15 +195,18 @@ class SequenceGroup:
         "dry_breakers",
         "eos_token_ids",
         "first_scheduled_time",
+        "is_drafted",
         "is_forked",
         "is_lockstep",
         "lead_token_ids",
         "live",
         "logit_bias",
         "max_cached_tokens",
+        "num_accepted_tokens",
         "num_cached_tokens",
         "num_computed_elsewhere",
         "num_decode_tokens",
+        "num_draft_tokens",
         "num_preemptions",
         "num_unfinished",
         "priority",
@@ -250,6 +260,8 @@ class SequenceGroup:
         self.num_cached_tokens = 0
         self.num_computed_elsewhere = 0
         self.num_preemptions = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
         max_length = max_model_len
         if sampling_params.max_tokens is not None:
             max_length = min(max_length, len(prompt_token_ids) + sampling_params.max_tokens)
@@ -261,6 +273,7 @@ class SequenceGroup:
         self.step_times: list[float] = []
         self.num_decode_tokens = 0
         self.is_forked = self.is_lockstep or num_sequences == 1
+        self.is_drafted = sampling_params.speculative and not (sampling_params.mirostat or self.is_lockstep)
         self.num_unfinished = num_sequences
 
     @property
@@ -285,6 +298,8 @@ class SequenceGroup:
             output_tokens=sum(output_tokens),
             decode_tokens=decode_tokens,
             preemptions=self.num_preemptions,
+            draft_tokens=self.num_draft_tokens,
+            accepted_tokens=self.num_accepted_tokens,
             token_times=token_times,
         )
         if self.first_scheduled_time is not None:

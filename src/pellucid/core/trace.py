@@ -28,13 +28,43 @@ class SequencePreempted:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculationVerdict:
+    """What came of tokens guessed ahead. Arrays of one entry a draft token, and one more where it says so.
+
+    Draft token i is accepted if it is the token chosen in its place, all before it having been accepted: with
+    probability `target_probabilities[i]`, which is min(1, target / draft).
+
+    Attributes:
+        position: of the first draft token.
+        draft_token_ids: what was guessed.
+        draft_probabilities: how probable each was to whoever guessed: 1, since a guess is certain.
+        target_probabilities: how probable each was in the distribution that the token in its place was drawn from,
+            after every transform; greedy decoding gives 1 to the token it takes and 0 to all others.
+        draws: the random number in [0, 1) that chose in each place, and after the last; None with greedy decoding.
+        chosen_token_ids: what was chosen in each place, and after the last.
+        num_accepted: how many were accepted.
+    """
+
+    request_id: str
+    index: int
+    position: int
+    draft_token_ids: list[int]
+    draft_probabilities: list[float]
+    target_probabilities: list[float]
+    draws: list[float] | None
+    chosen_token_ids: list[int]
+    num_accepted: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     """One step.
 
     Attributes:
-        num_scheduled_tokens: tokens computed.
+        num_scheduled_tokens: tokens computed, draft tokens included.
         num_sequences: sequences they belong to.
-        num_sampled_tokens: tokens chosen.
+        num_sampled_tokens: tokens chosen that are in an output.
+        num_draft_tokens: draft tokens computed.
         num_running, num_waiting: sequences after the step.
         free_blocks, cached_blocks, used_blocks: the KV cache after the step.
         times: where its time went.
@@ -43,6 +73,7 @@ class StepDone:
     num_scheduled_tokens: int
     num_sequences: int
     num_sampled_tokens: int
+    num_draft_tokens: int
     num_running: int
     num_waiting: int
     free_blocks: int
@@ -60,7 +91,7 @@ class RequestFinished:
     metrics: RequestMetrics
 
 
-TraceEvent = RequestAdded | SequencePreempted | StepDone | RequestFinished
+TraceEvent = RequestAdded | SequencePreempted | SpeculationVerdict | StepDone | RequestFinished
 
 
 class TraceSink(Protocol):

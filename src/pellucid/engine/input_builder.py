@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as ListLike
 from dataclasses import replace
 
 import numpy as np
@@ -18,19 +19,26 @@ class InputBuilder:
     """
 
     def __init__(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, num_groups: int = 1
+        self,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        num_groups: int = 1,
+        max_draft_tokens: int = 0,
     ) -> None:
+        max_num_rows = max_num_seqs + max_draft_tokens
         self._input_ids = np.zeros(max_num_batched_tokens, np.int32)
         self._positions = np.zeros(max_num_batched_tokens, np.int32)
         self._cu_seqlens = np.zeros(max_num_seqs + 1, np.int32)
         self._kv_lens = np.zeros(max_num_seqs, np.int32)
-        self._logits_rows = np.zeros(max_num_seqs, np.int32)
+        self._logits_rows = np.zeros(max_num_rows, np.int32)
         self._block_tables = np.full((num_groups, max_num_seqs, num_blocks_for(max_model_len)), -1, np.int32)
         self._table_stamps = [0] * max_num_seqs  # what each row of block_tables holds, in all groups
         self._counting = np.arange(max_num_seqs + 1, dtype=np.int32)
         self._decode_batches: dict[int, ForwardBatch] = {}
 
-        self._sampling_rows = np.zeros(max_num_seqs, SAMPLING_DTYPE)
+        self._sampling_rows = np.zeros(max_num_rows, SAMPLING_DTYPE)
         self._sampling_memory = self._sampling_rows.view(np.uint8)
         self._sampled: list[Sequence] = []
         self._look_at_tokens: list[bool] = []
@@ -41,7 +49,7 @@ class InputBuilder:
         """The forward batch of `sequences`, each with its `num_scheduled_tokens` next tokens.
 
         Logits are asked for at the last token of every sequence that is computed to the end; where its group is yet to
-        fork, once for each sibling: one row for each of `samples`.
+        fork, once for each sibling; and at each of its draft tokens: one row for each of `samples`.
         """
         num_seqs, num_logits = len(sequences), len(samples)
         num_tokens = sum([sequence.num_scheduled_tokens for sequence in sequences])
@@ -65,12 +73,15 @@ class InputBuilder:
             begin = sequence.num_computed_tokens
             end = begin + sequence.num_scheduled_tokens
             input_ids += sequence.token_ids[begin:end]
+            input_ids += sequence.draft_token_ids
             positions += range(begin, end)
             kv_lens.append(end)
             cu_seqlens.append(len(input_ids))
-            if end == len(sequence.token_ids):
-                rows = 1 if sequence.group.is_forked else len(sequence.group.sequences)
-                logits_rows += [len(input_ids) - 1] * rows
+            if end >= len(sequence.token_ids):
+                num_drafts = len(sequence.draft_token_ids)
+                siblings = 1 if sequence.group.is_forked else len(sequence.group.sequences)
+                logits_rows += [len(input_ids) - 1 - num_drafts] * siblings
+                logits_rows += range(len(input_ids) - num_drafts, len(input_ids))
         self._input_ids[:num_tokens] = input_ids
         self._positions[:num_tokens] = positions
         self._cu_seqlens[: num_seqs + 1] = cu_seqlens
@@ -78,8 +89,9 @@ class InputBuilder:
         self._logits_rows[:num_logits] = logits_rows
         return self._view(num_tokens, num_seqs, num_logits)
 
-    def build_sampling(self, samples: list[Sequence]) -> SamplingBatch:
-        """How to choose the next token of each of `samples`."""
+    def build_sampling(self, samples: list[Sequence], draft_offsets: ListLike[int] = ()) -> SamplingBatch:
+        """How to choose the next token of each of `samples`; after the first `draft_offsets[row]` of its draft tokens,
+        where there are any."""
         num_rows = len(samples)
         if self._sampling_batch is None or samples != self._sampled:
             self._sampling_batch = self._fill_sampling(samples)
@@ -90,14 +102,19 @@ class InputBuilder:
             self._mirostat_rows = [row for row, p in enumerate(params) if p.mirostat]
         # A sibling yet to be forked stands where the first of its group does: both know the same tokens.
         self._sampling_rows["position"][:num_rows] = [len(sequence.token_ids) for sequence in samples]
+        if draft_offsets:
+            self._sampling_rows["position"][:num_rows] += np.array(draft_offsets, np.uint32)
         for row in self._mirostat_rows:
             self._sampling_rows["mirostat_mu"][row] = samples[row].mirostat_mu
         if not self._look_at_tokens:
             return self._sampling_batch
         tokens = [
-            sequence.token_array() if looks else None
+            sequence.token_array(sequence.draft_token_ids) if looks else None
             for sequence, looks in zip(samples, self._look_at_tokens, strict=True)
         ]
+        for row, offset in enumerate(draft_offsets):
+            if (array := tokens[row]) is not None:
+                tokens[row] = array[: len(samples[row].token_ids) + offset]
         return replace(self._sampling_batch, tokens=tokens)
 
     def _fill_sampling(self, samples: list[Sequence]) -> SamplingBatch:

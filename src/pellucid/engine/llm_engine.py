@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import ForwardBatch
+from pellucid.core.batch import ForwardBatch, SampledTokens
 from pellucid.core.capture import CaptureParams
-from pellucid.core.config import SchedulerConfig
+from pellucid.core.config import SchedulerConfig, SpeculativeConfig
 from pellucid.core.errors import (
     BackendError,
     CapacityError,
@@ -37,8 +37,10 @@ from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
-from pellucid.engine.scheduler import Plan, Scheduler
+from pellucid.engine.scheduler import MAX_DRAFT_TOKENS_OF_STEP, Plan, Scheduler
 from pellucid.engine.search.book import SearchBook
+from pellucid.engine.speculative.drafter import Drafter
+from pellucid.engine.speculative.speculation import Speculation, accepted_rows
 from pellucid.kvcache.cache_manager import CacheManager
 from pellucid.models.kv_groups import kv_windows
 from pellucid.tokenizer.tokenizer import Tokenizer
@@ -111,6 +113,8 @@ class LLMEngine:
         enable_prefix_caching: bool = True,
         seed: int | None = None,
         capture_memory: int | None = None,
+        speculative: SpeculativeConfig | None = None,
+        drafter: Drafter | None = None,
         trace: TraceSink | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
@@ -120,6 +124,8 @@ class LLMEngine:
             seed: from which requests without a seed draw theirs; None takes the operating system's entropy.
             capture_memory: bytes that the captures of all unfinished requests may take; None takes half of the memory
                 that is free when one comes.
+            speculative: how to guess ahead; None does not.
+            drafter: who guesses, as `speculative` says; whoever made it closes it.
             clock: seconds, monotonic.
 
         Raises:
@@ -144,6 +150,8 @@ class LLMEngine:
         self._seed = seed
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
         self._capture_memory = capture_memory
+        self._speculative = speculative
+        self._drafter = drafter
         self._counters = EngineCounters()
         self._times = StepTimes()
         self._num_added = 0
@@ -165,12 +173,16 @@ class LLMEngine:
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_model_len=self.max_model_len,
                 num_groups=len(self._windows),
+                max_draft_tokens=0 if self._drafter is None else MAX_DRAFT_TOKENS_OF_STEP,
             ),
             self._captures,
             self._layer_contrast,
             self._times,
             self._clock,
         )
+        self._speculation: Speculation | None = None
+        if self._drafter is not None and self._speculative is not None:
+            self._speculation = Speculation(self._drafter, self._speculative, self._times, self._clock)
         self._groups: dict[str, SequenceGroup] = {}
         self._output = StepOutput()
 
@@ -301,6 +313,7 @@ class LLMEngine:
         )
         if capture is not None:
             self._captures.open(group, capture)
+            group.is_drafted = False  # what would be captured of guesses is nobody's
         self._counters.requests_received += 1
         try:
             self.scheduler.add(group)
@@ -387,10 +400,12 @@ class LLMEngine:
         Never raises for what a request or the backend did: that is in the replies.
         """
         times = self._times
-        before = None if self.trace is None else replace(times)
+        before = None if self.trace is None else (replace(times), replace(self._counters))
         start = self._clock()
         plan = self.scheduler.schedule(start)
         times.schedule += self._clock() - start
+        if self._speculation is not None:
+            self._speculation.propose(plan, self.scheduler)
         output = self._output
         self._refuse_expired(plan, output)
         self._compute(plan, output)
@@ -398,7 +413,7 @@ class LLMEngine:
         self._count(plan, output)
         times.total += self._clock() - start
         if self.trace is not None and before is not None:
-            self._tell(self.trace, plan, times - before)
+            self._tell(self.trace, plan, *before)
         return self._take_output()
 
     def logits(self, token_ids: list[int]) -> NDArray[np.float32]:
@@ -483,7 +498,7 @@ class LLMEngine:
         try:
             self._model_runner.copy_blocks(plan.copies)
             plan.copies = []
-            sampled = self._model_runner.execute(plan.sequences, plan.samples)
+            sampled = self._model_runner.execute(plan)
         except Exception as error:
             self._recover(plan, error, output)
             return
@@ -493,16 +508,42 @@ class LLMEngine:
         if plan.searches and sampled is not None:
             searched, sampled = self._searches.take_rows(plan, sampled)
         token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
-        self.scheduler.postprocess(plan, token_ids)
-        if sampled is not None:
-            self._output_processor.process(plan.samples, token_ids, sampled, self._clock(), output)
+        if plan.drafted and sampled is not None:
+            self._take_in_drafted(plan, token_ids, sampled, output)
+        else:
+            self.scheduler.postprocess(plan, token_ids)
+            if sampled is not None:
+                rows = range(len(token_ids))
+                self._output_processor.process(plan.samples, token_ids, rows, sampled, self._clock(), output)
+        if self._speculation is not None:
+            self._speculation.learn(plan, token_ids)
+            self.scheduler.drop_drafts(plan)
         if searched is not None:
             output.num_begun += sum(not group.step_times for group in searched)
             for group in self._searches.advance(searched, self._clock()):
                 self._output_processor.finish_early(group, [], output)
 
+    def _take_in_drafted(self, plan: Plan, token_ids: list[int], sampled: SampledTokens, output: StepOutput) -> None:
+        """Take in what was chosen as if it were by as many steps as the longest run of accepted draft tokens."""
+        now, counters = self._clock(), self._counters
+        sequences, _ = plan.logits_rows()
+        counters.draft_tokens += len(sequences) - len(plan.samples)
+        for number, rows in enumerate(accepted_rows(plan, token_ids)):
+            samples, chosen = [sequences[row] for row in rows], [token_ids[row] for row in rows]
+            if number == 0:
+                self.scheduler.postprocess(plan, chosen)
+            else:
+                self.scheduler.accept_drafts(samples, chosen)
+                counters.accepted_tokens += len(rows)
+                counters.output_tokens += len(rows)
+            self._output_processor.process(samples, chosen, rows, sampled, now, output)
+
     def _recover(self, plan: Plan, error: Exception, output: StepOutput) -> None:
         """A step failed. Whoever fails alone too fails for good; the others, whose bits do not depend on it, go on."""
+        if plan.drafted:  # perhaps it was a guess that could not be computed
+            self.scheduler.cancel_drafts(plan)
+            self._compute(plan, output)
+            return
         parts = _parts(plan)
         if len(parts) > 1 and not plan.copies:
             for alone in parts:
@@ -529,7 +570,10 @@ class LLMEngine:
             self.scheduler.check_idle()
 
     def _forget(self, reply: RequestOutput) -> None:
-        self._layer_contrast.close(self._groups.pop(reply.request_id))
+        group = self._groups.pop(reply.request_id)
+        self._layer_contrast.close(group)
+        if self._speculation is not None:
+            self._speculation.forget(group)
         self._count_reply(reply)
         if self.trace is not None:
             reasons = tuple(completion.finish_reason for completion in reply.outputs)
@@ -561,7 +605,8 @@ class LLMEngine:
         else:
             counters.requests_finished += 1
 
-    def _tell(self, trace: TraceSink, plan: Plan, times: StepTimes) -> None:
+    def _tell(self, trace: TraceSink, plan: Plan, times: StepTimes, counters: EngineCounters) -> None:
+        """Tell of a step before which times and counters were these."""
         for sequence in plan.preempted:
             trace.emit(SequencePreempted(sequence.group.request_id, sequence.index, sequence.num_tokens))
         pool = self.scheduler.cache.pool
@@ -569,13 +614,14 @@ class LLMEngine:
             StepDone(
                 num_scheduled_tokens=plan.num_tokens,
                 num_sequences=len(plan.sequences),
-                num_sampled_tokens=len(plan.samples),
+                num_sampled_tokens=len(plan.samples) + self._counters.accepted_tokens - counters.accepted_tokens,
+                num_draft_tokens=self._counters.draft_tokens - counters.draft_tokens,
                 num_running=len(self.scheduler.running),
                 num_waiting=len(self.scheduler.waiting),
                 free_blocks=pool.num_free,
                 cached_blocks=pool.num_cached,
                 used_blocks=pool.num_used,
-                times=times,
+                times=self._times - times,
             )
         )
 

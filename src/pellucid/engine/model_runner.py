@@ -16,6 +16,7 @@ from pellucid.decoding.sampler import raw_logprobs
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
+from pellucid.engine.scheduler import Plan
 
 
 class ModelRunner:
@@ -49,8 +50,8 @@ class ModelRunner:
         if copies:
             self._backend.copy_blocks(np.array(copies, np.int32))
 
-    def execute(self, sequences: list[Sequence], samples: list[Sequence]) -> SampledTokens | None:
-        """Compute the scheduled tokens of `sequences`; choose the next token of each of `samples`, None without any.
+    def execute(self, plan: Plan) -> SampledTokens | None:
+        """Compute what is scheduled; choose the next token of each of the plan's logits rows, None without any.
 
         Raises:
             BackendError: the backend failed, or gave logits that are not finite.
@@ -58,13 +59,14 @@ class ModelRunner:
         """
         times, clock = self._times, self._clock
         start = clock()
-        batch = self._input_builder.build(sequences, samples)
+        samples, draft_offsets = plan.logits_rows()
+        batch = self._input_builder.build(plan.sequences, samples)
         if self._captures:
-            batch = self._captures.attach(batch, sequences)
+            batch = self._captures.attach(batch, plan.sequences)
         is_captured = batch.capture is not None
         if self._layer_contrast:
             batch = self._layer_contrast.attach(batch, samples)
-        sampling = self._input_builder.build_sampling(samples) if samples else None
+        sampling = self._input_builder.build_sampling(samples, draft_offsets) if samples else None
         built = clock()
         times.build += built - start
         logits = self._backend.forward(batch).logits
@@ -72,7 +74,7 @@ class ModelRunner:
             self._layer_contrast.apply(logits)
         computed = clock()
         times.forward += computed - built
-        sampled = None if sampling is None else self._sample(logits, samples, sampling)
+        sampled = None if sampling is None else self._sample(logits, samples, draft_offsets, sampling)
         if sampled is not None and sampled.mirostat_mu is not None:
             for sequence, mirostat_mu in zip(samples, sampled.mirostat_mu.tolist(), strict=True):
                 sequence.mirostat_mu = mirostat_mu
@@ -81,11 +83,18 @@ class ModelRunner:
             self._captures.commit(batch)
         return sampled
 
-    def _sample(self, logits: NDArray[np.float32], samples: list[Sequence], sampling: SamplingBatch) -> SampledTokens:
+    def _sample(
+        self,
+        logits: NDArray[np.float32],
+        samples: list[Sequence],
+        draft_offsets: list[int],
+        sampling: SamplingBatch,
+    ) -> SampledTokens:
         barred = [
             row
             for row, sequence in enumerate(samples)
-            if (minimum := sequence.group.sampling_params.min_tokens) and sequence.num_output_tokens < minimum
+            if (minimum := sequence.group.sampling_params.min_tokens)
+            and sequence.num_output_tokens + (draft_offsets[row] if draft_offsets else 0) < minimum
         ]
         if not barred:
             return self._backend.sample(logits, sampling)

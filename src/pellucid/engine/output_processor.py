@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pellucid.core.batch import SampledTokens
@@ -42,11 +43,18 @@ class OutputProcessor:
         self._texts: dict[Sequence, SequenceText] = {}
 
     def process(
-        self, samples: list[Sequence], token_ids: list[int], sampled: SampledTokens, now: float, output: StepOutput
+        self,
+        samples: list[Sequence],
+        token_ids: list[int],
+        rows: Iterable[int],
+        sampled: SampledTokens,
+        now: float,
+        output: StepOutput,
     ) -> None:
-        """Take in the tokens chosen for `samples` at `now`, after the scheduler did; add what there is to tell."""
+        """Take in the tokens chosen for `samples` at `now`, each at one of the `rows` of `sampled`, after the scheduler
+        did; add what there is to tell."""
         ended: dict[SequenceGroup, TokenOutput | None] = {}
-        for row, (sequence, token_id) in enumerate(zip(samples, token_ids, strict=True)):
+        for row, sequence, token_id in zip(rows, samples, token_ids, strict=True):
             group = sequence.group
             if not sequence.token_times:
                 output.num_begun += 1

@@ -7,13 +7,16 @@ from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
 
 from pellucid.core.batch import BLOCK_SIZE
-from pellucid.core.config import SchedulerConfig
+from pellucid.core.config import SchedulerConfig, num_blocks_for
 from pellucid.core.errors import PellucidError, QueueFullError
 from pellucid.core.outputs import FinishReason
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
 from pellucid.engine.lockstep import check_lockstep, first_of, hold_back
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from pellucid.kvcache.cache_manager import CacheManager, num_shared_tokens
+
+MAX_DRAFT_TOKENS_OF_STEP = 128
+"""Most draft tokens that a step computes: each has a row of logits, which takes memory."""
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:
@@ -33,6 +36,7 @@ class Plan:
         num_tokens: how many tokens that makes.
         samples: whose next token is chosen: those of `sequences` that this step computes to the end, in that order.
             The first sequence of a group that is yet to fork stands there with all its siblings.
+        drafted: those of `samples` of which draft tokens are computed too.
         copies: (source, destination) KV blocks to copy first, in order.
         admitted: whose group is computed for the first time.
         preempted: who had to give way since the last step.
@@ -43,6 +47,7 @@ class Plan:
 
     sequences: list[Sequence] = field(default_factory=list)
     samples: list[Sequence] = field(default_factory=list)
+    drafted: list[Sequence] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
@@ -50,13 +55,27 @@ class Plan:
     searches: list[SequenceGroup] = field(default_factory=list)
     num_tokens: int = 0
 
+    def logits_rows(self) -> tuple[list[Sequence], list[int]]:
+        """Whose each row of logits is, and how many of its draft tokens go before it: a row for each of `samples`, and
+        after it one for each of its draft tokens. No numbers where nothing is drafted."""
+        if not self.drafted:
+            return self.samples, []
+        sequences: list[Sequence] = []
+        offsets: list[int] = []
+        for sequence in self.samples:
+            num_rows = 1 + len(sequence.draft_token_ids)
+            sequences += [sequence] * num_rows
+            offsets += range(num_rows)
+        return sequences, offsets
+
 
 class Scheduler:
     """Continuous batching under one rule.
 
-    Each step computes min(budget, num_tokens - num_computed_tokens) tokens of every running sequence, in order of
-    (priority, arrival), where the budget of each leaves one token for every sequence after it. Prefill, chunked
-    prefill, decode and recompute after preemption are all this rule, and none of them can starve another.
+    Each step computes min(budget, num_tokens + num_draft_tokens - num_computed_tokens) tokens of every running
+    sequence, in order of (priority, arrival), where the budget of each leaves one token for every sequence after it.
+    Prefill, chunked prefill, decode, speculative verification and recompute after preemption are all this rule, and
+    none of them can starve another. Draft tokens come last: they take what budget and blocks the others left.
 
     `running`, `waiting` and `paused` are always in that order. When blocks run out, paused sequences give theirs, the
     last one first, and then the last running sequence is preempted: its blocks go back (the full ones stay findable)
@@ -141,19 +160,71 @@ class Scheduler:
         plan.preempted, self._preempted = self._preempted, []
         return plan
 
+    def schedule_drafts(self, plan: Plan, sequences: list[Sequence], guesses: list[list[int]]) -> None:
+        """Let `plan` compute the guesses for `sequences`, all of them in `plan.samples`, as far as budget and free
+        blocks go. Nobody gives way for a guess."""
+        budget = min(self.config.max_num_batched_tokens - plan.num_tokens, MAX_DRAFT_TOKENS_OF_STEP)
+        for sequence, guess in zip(sequences, guesses, strict=True):
+            num_drafts = min(len(guess), budget)
+            num_new = sequence.num_scheduled_tokens + num_drafts
+            end = sequence.num_computed_tokens + num_new
+            if end > sequence.num_writable_tokens and not self.cache.allocate(sequence, num_new):
+                num_drafts -= end - sequence.num_writable_tokens
+            if num_drafts > 0:
+                sequence.draft_token_ids = guess[:num_drafts]
+                sequence.num_scheduled_tokens += num_drafts
+                budget -= num_drafts
+                plan.num_tokens += num_drafts
+                plan.drafted.append(sequence)
+
+    def cancel_drafts(self, plan: Plan) -> None:
+        """Let `plan` compute no draft token after all."""
+        for sequence in plan.drafted:
+            num_drafts = len(sequence.draft_token_ids)
+            plan.num_tokens -= num_drafts
+            sequence.num_scheduled_tokens -= num_drafts
+        self.drop_drafts(plan)
+
+    def drop_drafts(self, plan: Plan) -> None:
+        """Forget the draft tokens, and give back the blocks that only those needed that were wrong."""
+        for sequence in plan.drafted:
+            sequence.draft_token_ids = []
+            num_scheduled = sequence.num_scheduled_tokens
+            needed = num_blocks_for(sequence.num_computed_tokens + num_scheduled)
+            if not sequence.is_finished and len(sequence.block_tables[0]) > needed:
+                self.cache.trim(sequence, sequence.num_computed_tokens)
+                self.cache.allocate(sequence, num_scheduled)
+        plan.drafted = []
+
     def postprocess(self, plan: Plan, token_ids: list[int]) -> None:
         """Take in a step that was computed.
 
         Args:
             plan: what was scheduled.
-            token_ids: the token chosen for each of `plan.samples`.
+            token_ids: the token chosen for each of `plan.samples` after its last token.
         """
+        for sequence in plan.drafted:  # whose draft tokens count once they are accepted
+            sequence.num_scheduled_tokens -= len(sequence.draft_token_ids)
+            sequence.group.num_draft_tokens += len(sequence.draft_token_ids)
         for sequence in plan.sequences:
             sequence.num_computed_tokens += sequence.num_scheduled_tokens
             sequence.num_scheduled_tokens = 0
             if sequence.num_computed_tokens // BLOCK_SIZE > sequence.num_registered_blocks:
                 self.cache.commit(sequence)
-        for sequence, token_id in zip(plan.samples, token_ids, strict=True):
+        self._append(plan.samples, token_ids)
+
+    def accept_drafts(self, sequences: list[Sequence], token_ids: list[int]) -> None:
+        """Take in, after `postprocess`, a draft token of each of `sequences` that was the one chosen, and the token
+        chosen after it."""
+        for sequence in sequences:
+            sequence.group.num_accepted_tokens += 1
+            sequence.num_computed_tokens += 1
+            if sequence.num_computed_tokens // BLOCK_SIZE > sequence.num_registered_blocks:
+                self.cache.commit(sequence)
+        self._append(sequences, token_ids)
+
+    def _append(self, sequences: list[Sequence], token_ids: list[int]) -> None:
+        for sequence, token_id in zip(sequences, token_ids, strict=True):
             group = sequence.group
             if not group.is_forked:
                 self._fork(group)

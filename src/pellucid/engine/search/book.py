@@ -36,12 +36,13 @@ class SearchBook:
     ) -> tuple[dict[SequenceGroup, list[SampledRow]], SampledTokens]:
         """The rows of each search of `plan`, in the order of its live sequences; and the others, which are all that
         `plan.samples` has afterwards."""
-        row_of: dict[Sequence, int] = {sequence: row for row, sequence in enumerate(plan.samples)}
+        sequences, _ = plan.logits_rows()
+        row_of: dict[Sequence, int] = {sequence: row for row, sequence in enumerate(sequences)}
         searched = {
             group: [_row(sequence, sampled, row_of[sequence]) for sequence in group.live] for group in plan.searches
         }
-        others = [row for row, sequence in enumerate(plan.samples) if not sequence.group.is_lockstep]
-        plan.samples = [plan.samples[row] for row in others]
+        others = [row for row, sequence in enumerate(sequences) if not sequence.group.is_lockstep]
+        plan.samples = [sequence for sequence in plan.samples if not sequence.group.is_lockstep]
         return searched, _rows_of(sampled, np.array(others, np.intp))
 
     def advance(self, rows_of: dict[SequenceGroup, list[SampledRow]], now: float) -> list[SequenceGroup]:

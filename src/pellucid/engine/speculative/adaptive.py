@@ -1,0 +1,166 @@
+"""How many tokens to guess: as many as bring the most tokens a second, by what was accepted and what steps took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListLike
+from heapq import heapify, heappop, heapreplace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.core.sequence import Sequence
+
+MARGIN = 0.03
+"""By how much guessing must promise to be faster than not guessing: estimates err, and nothing is to be lost."""
+
+PRIOR = 0.3
+"""Acceptance that is assumed before anything is known."""
+
+PRIOR_WEIGHT = 2.0
+"""Guesses of its own that count for as much as what is known of others, for a sequence's acceptance."""
+
+FADING = 0.95
+"""What an observation still counts after the next one."""
+
+PROBE_SHARE = 0.01
+"""Share of the time that goes into trying out again what did not pay."""
+
+STEP_MEMORY = 256
+"""For how many steps a measured cost is believed: a machine gets busy, and contexts grow."""
+
+FIRST_SLOPE = 0.1
+"""What a further token costs, as a share of a step, where no step with as many tokens was measured."""
+
+
+class Acceptance:
+    """The probability that a guessed token is accepted, all before it having been: an estimate for each sequence, which
+    leans on that of all while it is young, and forgets what was long ago."""
+
+    def __init__(self) -> None:
+        self._all = _Share(PRIOR)
+        self._shares: dict[Sequence, _Share] = {}
+
+    def estimate(self, sequence: Sequence) -> float:
+        share = self._shares.get(sequence)
+        if share is None:
+            share = self._shares[sequence] = _Share(self._all.estimate)
+        return share.estimate
+
+    def learn(self, sequence: Sequence, num_accepted: int, num_drafts: int) -> None:
+        """`num_drafts` tokens were guessed and the first `num_accepted` of them were right."""
+        num_judged = min(num_drafts, num_accepted + 1)  # of those after a wrong one nothing is known
+        self.estimate(sequence)
+        for share in (self._shares[sequence], self._all):
+            share.learn(num_accepted, num_judged)
+
+    def forget(self, sequence: Sequence) -> None:
+        self._shares.pop(sequence, None)
+
+
+class _Share:
+    __slots__ = ("_prior", "_right", "_total")
+
+    def __init__(self, prior: float) -> None:
+        self._prior = prior
+        self._right = 0.0
+        self._total = 0.0
+
+    @property
+    def estimate(self) -> float:
+        return (self._right + PRIOR_WEIGHT * self._prior) / (self._total + PRIOR_WEIGHT)
+
+    def learn(self, num_right: int, num_judged: int) -> None:
+        faded = FADING**num_judged
+        self._right = self._right * faded + num_right
+        self._total = self._total * faded + num_judged
+
+
+class StepCost:
+    """Seconds that a step takes by how many tokens it computes, from steps as they were measured."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._learned_at: dict[int, int] = {}
+        self._num_steps = 0
+
+    def learn(self, num_tokens: int, seconds: float) -> None:
+        """A step of `num_tokens` tokens took `seconds`. One that something else delayed counts for twice what was known
+        at most."""
+        size = _rounded(num_tokens)
+        self._num_steps += 1
+        known = self._seconds.get(size)
+        if known is None or self._num_steps - self._learned_at[size] > STEP_MEMORY:
+            self._seconds[size] = seconds
+        else:
+            self._seconds[size] = known + 0.2 * (min(seconds, 2 * known) - known)
+        self._learned_at[size] = self._num_steps
+
+    def estimate(self, fewest: int, most: int) -> NDArray[np.float64] | None:
+        """Seconds of a step with each number of tokens from `fewest` to `most`, rising; None before the first step."""
+        sizes = sorted(size for size, step in self._learned_at.items() if self._num_steps - step <= STEP_MEMORY)
+        if not sizes:
+            return None
+        seconds = np.maximum.accumulate([self._seconds[size] for size in sizes])
+        wanted = np.arange(fewest, most + 1)
+        estimated: NDArray[np.float64] = np.interp(wanted, sizes, seconds)
+        largest = sizes[-1]
+        slope = self._slope(sizes, seconds)
+        return np.where(wanted > largest, seconds[-1] + slope * (wanted - largest), estimated)
+
+    @staticmethod
+    def _slope(sizes: list[int], seconds: NDArray[np.float64]) -> float:
+        """What a token beyond the largest size known costs: as much as one before it did, if that is known."""
+        if len(sizes) > 1:
+            return float((seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0]))
+        return float(seconds[-1]) * min(FIRST_SLOPE, 1 / sizes[-1])
+
+
+def _rounded(num_tokens: int) -> int:
+    """`num_tokens` to four binary digits, so that near sizes are one."""
+    shift = max(0, num_tokens.bit_length() - 4)
+    return num_tokens >> shift << shift
+
+
+def choose_lengths(
+    acceptance: ListLike[float],
+    limits: ListLike[int],
+    num_sequences: int,
+    seconds: ListLike[float] | NDArray[np.float64],
+    draft_seconds: float = 0.0,
+) -> list[int]:
+    """How many tokens to guess of each sequence so that the whole step gives the most tokens a second.
+
+    The j-th guess of a sequence whose guesses are accepted with probability p is one more token with probability p^j
+    (Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023, arXiv:2211.17192). So the most
+    promising guesses come first, whosesoever they are, and as many of them as pay.
+
+    Args:
+        acceptance: p of each sequence that may be drafted.
+        limits: most guesses of each.
+        num_sequences: in the step, those that may not be drafted included; each gives a token in any case.
+        seconds: entry k is what the step takes with k guesses.
+        draft_seconds: what making guesses takes, for each token of the longest.
+    """
+    promising = [(-p, index) for index, (p, limit) in enumerate(zip(acceptance, limits, strict=True)) if limit > 0]
+    heapify(promising)
+    lengths = [0] * len(limits)
+    taken: list[int] = []
+    best, best_rate = 0, (1 + MARGIN) * num_sequences / seconds[0]
+    num_tokens, longest = float(num_sequences), 0
+    while promising and len(taken) + 1 < len(seconds):
+        probability, index = promising[0]
+        num_tokens -= probability
+        taken.append(index)
+        lengths[index] += 1
+        longest = max(longest, lengths[index])
+        rate = num_tokens / (seconds[len(taken)] + draft_seconds * longest)
+        if rate > best_rate:
+            best, best_rate = len(taken), rate
+        if lengths[index] < limits[index]:
+            heapreplace(promising, (probability * acceptance[index], index))
+        else:
+            heappop(promising)
+    lengths = [0] * len(limits)
+    for index in taken[:best]:
+        lengths[index] += 1
+    return lengths
