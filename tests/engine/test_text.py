@@ -8,6 +8,7 @@ import pytest
 
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.text import SequenceText, whole_text
+from tests.support.counting import count_steps
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.sequences import make_group
 
@@ -21,7 +22,6 @@ class ByteTokenizer(FakeTokenizer):
         return bytes([token_id])
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
-        assert continuation
         return bytes(i for i in ids if i or not skip_special_tokens).decode("utf-8", "replace")
 
 
@@ -72,6 +72,29 @@ def test_the_stopping_token_is_left_out() -> None:
         assert text.text == expected
 
 
+def test_white_space_goes_at_both_ends() -> None:
+    pieces, text = run(" \n  one \t two \n\u3000 ", strip=True)
+    assert text.text == "one \t two"
+    assert "".join(pieces[:8]) == "one"
+    assert run(" \t \n", strip=True)[1].text == ""
+    assert run(" a b. c", strip=True, stop=".")[1].text == "a b"
+    assert run(" a b . c", strip=True, stop=".", include_stop_str_in_output=True)[1].text == "a b ."
+
+
+def test_stripping_takes_time_in_proportion() -> None:
+    def steps(length: int) -> int:
+        return count_steps(lambda: run("a" + " " * length + "b", strip=True))
+
+    assert steps(4000) < 5 * steps(1000)
+
+
+def test_the_prompt_comes_first_and_stops_nothing() -> None:
+    text = SequenceText(SamplingParams(echo=True, stop="b"), ByteTokenizer())  # type: ignore[arg-type]
+    assert [text.echo(token) for token in "abé".encode()[:-1]] == ["a", "b", ""]
+    assert [text.push(token, stopped=False) for token in [*"é".encode()[1:], *b"cb"]] == ["é", "c", ""]
+    assert (text.stop_string, text.text) == ("b", "abéc")
+
+
 def test_without_detokenizing_there_is_no_text() -> None:
     assert run("abc", detokenize=False)[1].text == ""
 
@@ -90,12 +113,18 @@ def test_all_at_once_is_what_comes_token_by_token(seed: int) -> None:
             detokenize=rng.random() < 0.9,
             include_stop_str_in_output=rng.random() < 0.5,
             skip_special_tokens=rng.random() < 0.5,
+            echo=rng.random() < 0.5,
+            strip=rng.random() < 0.5,
         )
-        (sequence,) = make_group([1, 2, 3], params).sequences
-        token_ids = "".join(rng.choices("a\0é漢🦉", k=rng.randrange(1, 20))).encode()[: rng.randrange(1, 20)]
+        prompt = "".join(rng.choices(" a\0é漢", k=5)).encode()[: rng.randrange(1, 5)]
+        (sequence,) = make_group(prompt, params).sequences
+        sequence.token_times.append(1.0)
+        token_ids = "".join(rng.choices("a \n\0é漢🦉", k=rng.randrange(1, 20))).encode()[: rng.randrange(1, 20)]
         sequence.token_ids += token_ids
         sequence.finish_reason = reason  # type: ignore[assignment]
         text = SequenceText(params, tokenizer)
+        for token_id in prompt if params.echo else b"":
+            text.echo(token_id)
         for number, token_id in enumerate(token_ids, 1):
             text.push(token_id, stopped=reason == "stop" and number == len(token_ids))
         text.finish()

@@ -91,10 +91,10 @@ def answer_alone(
     """What a request gets with an engine to itself, in one chunk, without a prefix cache, and with no block given back
     before the end."""
     engine = make_engine(
-        num_blocks=40 * params.n * len(windows),
+        num_blocks=40 * params.num_sequences * len(windows),
         windows=windows,
         max_model_len=max_model_len,
-        max_num_seqs=params.n,
+        max_num_seqs=params.num_sequences,
         max_num_batched_tokens=4096,
         enable_prefix_caching=False,
         seed=seed,

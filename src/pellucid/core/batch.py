@@ -119,7 +119,7 @@ def sampling_record(params: SamplingParams, *, seed: int, num_prompt_tokens: int
         record[name] = getattr(params, name)
     record["mirostat_mu"] = 2 * params.mirostat_tau
     record["num_prompt_tokens"] = num_prompt_tokens
-    record["num_logprobs"] = -1 if params.logprobs is None else params.logprobs
+    record["num_logprobs"] = params.num_logprobs
     record["processed_logprobs"] = params.logprobs_mode == "processed"
     record["seed"] = seed
     return record
@@ -173,3 +173,10 @@ class SampledTokens:
     top_ids: NDArray[np.int32]
     top_logprobs: NDArray[np.float32]
     mirostat_mu: NDArray[np.float32] | None = None
+
+    def of_rows(self, rows: list[int]) -> SampledTokens:
+        """The choices of some rows."""
+        mirostat_mu = None if self.mirostat_mu is None else self.mirostat_mu[rows]
+        return SampledTokens(
+            self.token_ids[rows], self.logprobs[rows], self.top_ids[rows], self.top_logprobs[rows], mirostat_mu
+        )

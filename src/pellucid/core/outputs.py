@@ -16,7 +16,8 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """One token's place in the model's own distribution (before any decoding transform).
+    """One token's place in the model's own distribution, before any decoding transform; in the one that it was drawn
+    from where the request's `logprobs_mode` is "processed".
 
     Attributes:
         logprob: natural log of its probability.
@@ -34,12 +35,15 @@ class CompletionOutput:
     """One continuation.
 
     Attributes:
-        index: which of the request's `n` continuations.
-        text: what the tokens say, without the stop string.
-        token_ids: every token generated, the one that stopped included.
+        index: which of the request's `n` continuations; 0 is the most probable one where there was `best_of`.
+        text: what the tokens say, without the stop string; with `echo` after what the prompt says.
+        token_ids: every token generated, the one that stopped included; with `echo` after those of the prompt.
         finish_reason: why it ended.
         stop_reason: the stop string or the stop token id that ended it; None for end-of-sequence and all else.
-        logprobs: one dictionary a token, token id -> Logprob, the chosen token first; None if not asked for.
+        logprobs: one dictionary for each of `token_ids`, token id -> Logprob, the token itself first; None if not asked
+            for. Empty for the first token of a prompt, which nothing comes before.
+        cumulative_logprob: natural log of the probability of all tokens generated, as `logprobs_mode` counts it; None
+            where neither `logprobs` nor `best_of` asked for it.
     """
 
     index: int
@@ -48,6 +52,7 @@ class CompletionOutput:
     finish_reason: FinishReason
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] | None = None
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)
@@ -62,6 +67,8 @@ class RequestOutput:
         metrics: where the time went.
         error: why it failed or was refused, where a `finish_reason` is "error".
         captured: what it asked to see of the model at work; None if it did not ask.
+        prompt_logprobs: one dictionary for each token of the prompt, token id -> Logprob, the token itself first; None
+            for the first one, which nothing comes before. None if not asked for.
         finished: always true; a RequestOutput is made once, at the end.
     """
 
@@ -73,11 +80,12 @@ class RequestOutput:
     error: PellucidError | None = None
     captured: Captured | None = None
     finished: bool = True
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 
 @dataclass(slots=True)
 class TokenOutput:
-    """One step of a streamed request.
+    """One token of a streamed request. With `echo`, the tokens of the prompt come first, each as if it had been chosen.
 
     Attributes:
         request_id: the request's name within the engine.

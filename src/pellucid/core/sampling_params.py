@@ -145,10 +145,11 @@ class SamplingParams:
             the distribution that was drawn from.
         prompt_logprobs: the same for each token of the prompt after the first, always raw; None for none.
         n: how many continuations of the prompt to return; each draws its own numbers.
-        best_of: how many to generate, of which the `n` most probable are returned; None for `n`.
+        best_of: how many to generate, of which the `n` with the highest mean log-probability a token are returned, the
+            best first; None for `n`. More than `n` cannot be streamed.
         skip_special_tokens: leave control tokens out of the text.
         detokenize: turn tokens into text; without it, `text` is empty.
-        echo: begin the text with the prompt's.
+        echo: begin the text, the token ids and the log-probabilities with the prompt's.
         strip: leave out white space at both ends of the text.
 
     Search, each in place of sampling:
@@ -317,6 +318,24 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether nothing is drawn: the highest logit is taken."""
         return self.temperature == 0
+
+    @property
+    def num_sequences(self) -> int:
+        """How many continuations are generated."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def num_logprobs(self) -> int:
+        """How many alternatives' log-probabilities are needed, besides each chosen token's; -1 where not even that."""
+        if self.logprobs is not None:
+            return self.logprobs
+        return 0 if self.num_sequences > self.n else -1
+
+    @property
+    def num_prompt_logprobs(self) -> int:
+        """The same for the tokens of the prompt."""
+        echoed = self.logprobs if self.echo else None
+        return max((count for count in (self.prompt_logprobs, echoed) if count is not None), default=-1)
 
     @property
     def looks_at_tokens(self) -> bool:

@@ -48,6 +48,7 @@ class Sequence:
         table_stamp: changes whenever `block_tables` do; no two states of any sequences share one.
         max_length: number of tokens at which the sequence ends with "length".
         logprobs: one dictionary a generated token, or None.
+        cumulative_logprob: sum of the log-probabilities of the tokens generated; None where they are not computed.
         token_times: when each token generated came, in seconds on the engine's clock.
         mirostat_mu: what mirostat has come to; given to each draw and taken back from it.
         num_buffered_tokens: how many of `token_ids` `token_array` need not look at again; whoever changes any but by
@@ -58,6 +59,7 @@ class Sequence:
         "_token_buffer",
         "block_digests",
         "block_tables",
+        "cumulative_logprob",
         "draft_token_ids",
         "error",
         "finish_reason",
@@ -102,6 +104,7 @@ class Sequence:
         self.stop_reason: int | str | None = None
         self.error: PellucidError | None = None
         self.logprobs: list[dict[int, Logprob]] | None = None if group.sampling_params.logprobs is None else []
+        self.cumulative_logprob: float | None = None if group.sampling_params.num_logprobs < 0 else 0.0
         self.token_times: list[float] = []
         self.mirostat_mu = 2 * group.sampling_params.mirostat_tau
         self.num_buffered_tokens = 0
@@ -138,6 +141,16 @@ class Sequence:
         return self._token_buffer[:length]
 
     @property
+    def scheduled_prompt_positions(self) -> range:
+        """Of the tokens that the current step computes, those after which a token of the prompt comes whose
+        log-probability is wanted and not known yet."""
+        known = self.group.prompt_logprobs
+        if known is None:
+            return range(0)
+        end = min(self.num_computed_tokens + self.num_scheduled_tokens, self.num_prompt_tokens - 1)
+        return range(max(self.num_computed_tokens, len(known)), end)
+
+    @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
 
@@ -149,7 +162,7 @@ class Sequence:
 
 
 class SequenceGroup:
-    """One request: `n` sequences, the first of which computes the prompt for all.
+    """One request: `n` sequences, or `best_of`, the first of which computes the prompt for all.
 
     Or a lockstep group: up to `num_lockstep` sequences that a search (pellucid.engine.search) lets go on together. The
     last tokens of those that are `live` are computed in one step, after which it says what comes next. The group keeps
@@ -176,6 +189,7 @@ class SequenceGroup:
             that only computing gives; None for no limit.
         is_drafted: whether tokens of its sequences may be guessed ahead.
         is_forked: whether each sequence goes its own way; until then the first, or the lead, stands for all.
+        prompt_logprobs: what is known of the tokens of the prompt after the first, so far; None if nothing is wanted.
         num_cached_tokens: prompt tokens that were found in the prefix cache.
         num_computed_elsewhere: tokens computed for it beyond what its sequences count: plus those whose blocks were
             given back, less those that came from the prefix cache or a fork.
@@ -211,6 +225,7 @@ class SequenceGroup:
         "num_unfinished",
         "priority",
         "prompt",
+        "prompt_logprobs",
         "prompt_token_ids",
         "request_id",
         "sampling_params",
@@ -255,6 +270,9 @@ class SequenceGroup:
         self.cache_salt = cache_salt
         self.stream = stream
         self.max_cached_tokens: int | None = None
+        self.prompt_logprobs: list[dict[int, Logprob]] | None = None
+        if sampling_params.num_prompt_logprobs >= 0:
+            self.prompt_logprobs = []
         self.arrival_time = arrival_time
         self.first_scheduled_time: float | None = None
         self.num_cached_tokens = 0
@@ -265,7 +283,7 @@ class SequenceGroup:
         max_length = max_model_len
         if sampling_params.max_tokens is not None:
             max_length = min(max_length, len(prompt_token_ids) + sampling_params.max_tokens)
-        num_sequences = sampling_params.n if num_lockstep is None else num_lockstep
+        num_sequences = sampling_params.num_sequences if num_lockstep is None else num_lockstep
         self.sequences = [Sequence(self, index, max_length) for index in range(num_sequences)]
         self.is_lockstep = num_lockstep is not None
         self.live = self.sequences[:1] if self.is_lockstep else []
@@ -280,6 +298,11 @@ class SequenceGroup:
     def lead(self) -> Sequence:
         """The live sequence of a lockstep group that comes first in the batch."""
         return min(self.live, key=lambda sequence: sequence.index)
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether log-probabilities of tokens of the prompt are wanted and not all known yet."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt_token_ids) - 1
 
     @property
     def metrics(self) -> RequestMetrics:

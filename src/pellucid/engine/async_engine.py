@@ -261,7 +261,7 @@ class AsyncEngine:
     ) -> AsyncRequest:
         if sampling_params is None:
             sampling_params = SamplingParams()
-        self._engine.check_params(sampling_params, capture)
+        self._engine.check_params(sampling_params, capture, stream=stream)
         self._engine.check_options(priority, cache_salt)
         if request_id is None:
             request_id = f"request-{next(self._request_numbers)}"

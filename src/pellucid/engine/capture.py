@@ -54,9 +54,11 @@ class CaptureBook:
         """
         if not isinstance(params, CaptureParams):
             raise InvalidRequestError(f"capture must be a CaptureParams, not {shown(params)}", param="capture")
-        if sampling_params.n > 1:
+        if sampling_params.num_sequences > 1:
+            name = "n" if sampling_params.best_of is None else "best_of"
             raise InvalidRequestError(
-                f"n is {sampling_params.n}, but a capture is of one continuation: ask for n = 1", param="n"
+                f"{name} is {sampling_params.num_sequences}, but a capture is of one continuation: ask for {name} = 1",
+                param=name,
             )
         CaptureSelection(params, self._spec)
 

@@ -32,7 +32,7 @@ class InputBuilder:
         self._positions = np.zeros(max_num_batched_tokens, np.int32)
         self._cu_seqlens = np.zeros(max_num_seqs + 1, np.int32)
         self._kv_lens = np.zeros(max_num_seqs, np.int32)
-        self._logits_rows = np.zeros(max_num_rows, np.int32)
+        self._logits_rows = np.zeros(max_num_rows + max_num_batched_tokens, np.int32)
         self._block_tables = np.full((num_groups, max_num_seqs, num_blocks_for(max_model_len)), -1, np.int32)
         self._table_stamps = [0] * max_num_seqs  # what each row of block_tables holds, in all groups
         self._counting = np.arange(max_num_seqs + 1, dtype=np.int32)
@@ -49,9 +49,10 @@ class InputBuilder:
         """The forward batch of `sequences`, each with its `num_scheduled_tokens` next tokens.
 
         Logits are asked for at the last token of every sequence that is computed to the end; where its group is yet to
-        fork, once for each sibling; and at each of its draft tokens: one row for each of `samples`.
+        fork, once for each sibling; and at each of its draft tokens: one row for each of `samples`. After those come
+        the rows of each sequence's `scheduled_prompt_positions`.
         """
-        num_seqs, num_logits = len(sequences), len(samples)
+        num_seqs = len(sequences)
         num_tokens = sum([sequence.num_scheduled_tokens for sequence in sequences])
         self._fill_block_tables(sequences)
         if num_tokens == num_seqs and samples == sequences:  # every sequence decodes
@@ -69,6 +70,7 @@ class InputBuilder:
         kv_lens: list[int] = []
         cu_seqlens: list[int] = [0]
         logits_rows: list[int] = []
+        prompt_rows: list[int] = []
         for sequence in sequences:
             begin = sequence.num_computed_tokens
             end = begin + sequence.num_scheduled_tokens
@@ -82,10 +84,13 @@ class InputBuilder:
                 siblings = 1 if sequence.group.is_forked else len(sequence.group.sequences)
                 logits_rows += [len(input_ids) - 1 - num_drafts] * siblings
                 logits_rows += range(len(input_ids) - num_drafts, len(input_ids))
+            prompt_rows += [cu_seqlens[-2] + position - begin for position in sequence.scheduled_prompt_positions]
         self._input_ids[:num_tokens] = input_ids
         self._positions[:num_tokens] = positions
         self._cu_seqlens[: num_seqs + 1] = cu_seqlens
         self._kv_lens[:num_seqs] = kv_lens
+        logits_rows += prompt_rows
+        num_logits = len(logits_rows)
         self._logits_rows[:num_logits] = logits_rows
         return self._view(num_tokens, num_seqs, num_logits)
 

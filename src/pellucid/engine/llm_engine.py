@@ -33,9 +33,11 @@ from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.core.trace import RequestAdded, RequestFinished, SequencePreempted, StepDone, TraceSink
 from pellucid.core.validation import check_integer, shown
 from pellucid.engine.capture import CaptureBook
+from pellucid.engine.constraints import ConstraintBook
+from pellucid.engine.custom_processors import ProcessorBook
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.model_runner import ModelRunner, StepResult
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
 from pellucid.engine.scheduler import MAX_DRAFT_TOKENS_OF_STEP, Plan, Scheduler
 from pellucid.engine.search.book import SearchBook
@@ -57,9 +59,6 @@ NOT_YET = (
     "eta_cutoff",
     "xtc_probability",
     "mirostat",
-    "allowed_token_ids",
-    "banned_token_ids",
-    "bad_words",
     "structured_outputs",
     "repetition_penalty",
     "presence_penalty",
@@ -67,12 +66,7 @@ NOT_YET = (
     "dry_multiplier",
     "no_repeat_ngram_size",
     "logit_bias",
-    "logits_processors",
     "logprobs_mode",
-    "prompt_logprobs",
-    "best_of",
-    "echo",
-    "strip",
     "num_beams",
     "penalty_alpha",
     "guidance_scale",
@@ -165,6 +159,8 @@ class LLMEngine:
         self._captures = CaptureBook(self._backend.spec, self._capture_memory)
         self._layer_contrast = LayerContrast(self._backend)
         self._searches = SearchBook(self.scheduler)
+        self._constraints = ConstraintBook(self._tokenizer, self._backend.spec.vocab_size)
+        self._processors = ProcessorBook()
         self._output_processor = OutputProcessor(self._tokenizer, self.scheduler, self._captures, self._searches)
         self._model_runner = ModelRunner(
             self._backend,
@@ -177,6 +173,8 @@ class LLMEngine:
             ),
             self._captures,
             self._layer_contrast,
+            self._constraints,
+            self._processors,
             self._times,
             self._clock,
         )
@@ -216,29 +214,44 @@ class LLMEngine:
             )
         return checked
 
-    def check_params(self, sampling_params: SamplingParams, capture: CaptureParams | None = None) -> None:
+    def check_params(
+        self, sampling_params: SamplingParams, capture: CaptureParams | None = None, *, stream: bool = False
+    ) -> None:
         """Check what only the engine and the model can tell of a request's parameters.
 
         Raises:
-            InvalidRequestError: more continuations than run at once, a stop token out of the vocabulary, a capture of
-                layers or heads that the model does not have, or one of several continuations.
+            InvalidRequestError: more continuations than run at once, a token id out of the vocabulary, a capture of
+                layers or heads that the model does not have, or one of several continuations; or a stream of which
+                only the end tells what is to be returned.
         """
         if not isinstance(sampling_params, SamplingParams):
             raise InvalidRequestError("sampling_params must be a SamplingParams", param="sampling_params")
         for name in NOT_YET:
             if getattr(sampling_params, name) != getattr(_DEFAULT_PARAMS, name):
                 raise InvalidRequestError(f"{name} is not supported yet", param=name)
-        if sampling_params.n > self._config.max_num_seqs:
+        if sampling_params.num_sequences > self._config.max_num_seqs:
+            name = "n" if sampling_params.best_of is None else "best_of"
             raise InvalidRequestError(
-                f"n is {sampling_params.n}, but at most {self._config.max_num_seqs} sequences run (max_num_seqs)",
-                param="n",
+                f"{name} is {sampling_params.num_sequences}, but at most {self._config.max_num_seqs} sequences run "
+                "(max_num_seqs)",
+                param=name,
+            )
+        if stream and sampling_params.num_sequences > sampling_params.n:
+            raise InvalidRequestError(
+                f"best_of is {sampling_params.best_of}, and only when all have ended is it known which "
+                f"{sampling_params.n} to return: ask for the whole answer, not for a stream",
+                param="best_of",
             )
         vocab_size = self._backend.spec.vocab_size
-        for token_id in sampling_params.stop_token_ids or ():
-            if token_id >= vocab_size:
+        for name, token_ids in (
+            ("stop_token_ids", sampling_params.stop_token_ids),
+            ("allowed_token_ids", sampling_params.allowed_token_ids),
+            ("banned_token_ids", sampling_params.banned_token_ids),
+            ("logit_bias", dict(sampling_params.logit_bias or ())),
+        ):
+            if token_ids and (largest := max(token_ids)) >= vocab_size:
                 raise InvalidRequestError(
-                    f"stop_token_ids has {token_id}, but the vocabulary has ids 0 to {vocab_size - 1}",
-                    param="stop_token_ids",
+                    f"{name} has {largest}, but the vocabulary has ids 0 to {vocab_size - 1}", param=name
                 )
         if sampling_params.dola_layers is not None:
             self._layer_contrast.layers(sampling_params)
@@ -293,7 +306,7 @@ class LLMEngine:
         """
         if request_id in self._groups:
             raise InvalidRequestError(f"request_id {request_id!r} is in use", param="request_id")
-        self.check_params(sampling_params, capture)
+        self.check_params(sampling_params, capture, stream=stream)
         self.check_options(priority, cache_salt)
         if not isinstance(prompt, Prompt):
             prompt = self.prepare(prompt)
@@ -311,15 +324,23 @@ class LLMEngine:
             cache_salt=cache_salt.encode("utf-8", "surrogatepass"),
             stream=stream,
         )
-        if capture is not None:
-            self._captures.open(group, capture)
-            group.is_drafted = False  # what would be captured of guesses is nobody's
+        self._constraints.open(group)
+        try:
+            if capture is not None:
+                self._captures.open(group, capture)
+                group.is_drafted = False  # what would be captured of guesses is nobody's
+        except PellucidError:
+            self._constraints.close(group)
+            raise
+        self._processors.open(group)
         self._counters.requests_received += 1
         try:
             self.scheduler.add(group)
         except QueueFullError:
             self._counters.requests_refused += 1
             self._captures.close(group)
+            self._constraints.close(group)
+            self._processors.close(group)
             raise
         self._num_added += 1
         self._groups[request_id] = group
@@ -498,16 +519,20 @@ class LLMEngine:
         try:
             self._model_runner.copy_blocks(plan.copies)
             plan.copies = []
-            sampled = self._model_runner.execute(plan)
+            result = self._model_runner.execute(plan)
         except Exception as error:
             self._recover(plan, error, output)
             return
+        sampled = result.sampled
+        if result.failures:
+            plan, sampled = self._without_failed(plan, result, output)
         self._counters.computed_tokens += plan.num_tokens
         self._counters.output_tokens += len(plan.samples)
         searched = None
         if plan.searches and sampled is not None:
             searched, sampled = self._searches.take_rows(plan, sampled)
         token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
+        self._output_processor.process_prompts(result)
         if plan.drafted and sampled is not None:
             self._take_in_drafted(plan, token_ids, sampled, output)
         else:
@@ -537,6 +562,22 @@ class LLMEngine:
                 counters.accepted_tokens += len(rows)
                 counters.output_tokens += len(rows)
             self._output_processor.process(samples, chosen, rows, sampled, now, output)
+
+    def _without_failed(self, plan: Plan, result: StepResult, output: StepOutput) -> tuple[Plan, SampledTokens | None]:
+        """End the requests that failed by their own fault; what is left of the step, which has no drafts, without
+        them."""
+        failures = result.failures
+        for group, error in failures.items():
+            ended = self.scheduler.finish_group(group, "error", error=error)
+            self._output_processor.finish_early(group, ended, output)
+        rows = [row for row, sequence in enumerate(plan.samples) if sequence.group not in failures]
+        left = Plan(
+            [sequence for sequence in plan.sequences if sequence.group not in failures],
+            [plan.samples[row] for row in rows],
+            searches=[group for group in plan.searches if group not in failures],
+            num_tokens=plan.num_tokens,
+        )
+        return left, None if result.sampled is None else result.sampled.of_rows(rows)
 
     def _recover(self, plan: Plan, error: Exception, output: StepOutput) -> None:
         """A step failed. Whoever fails alone too fails for good; the others, whose bits do not depend on it, go on."""
@@ -572,6 +613,8 @@ class LLMEngine:
     def _forget(self, reply: RequestOutput) -> None:
         group = self._groups.pop(reply.request_id)
         self._layer_contrast.close(group)
+        self._constraints.close(group)
+        self._processors.close(group)
         if self._speculation is not None:
             self._speculation.forget(group)
         self._count_reply(reply)

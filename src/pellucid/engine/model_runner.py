@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
 from pellucid.core.batch import SampledTokens, SamplingBatch
+from pellucid.core.errors import PellucidError
 from pellucid.core.metrics import StepTimes
-from pellucid.core.sequence import Sequence
+from pellucid.core.sequence import Sequence, SequenceGroup
+from pellucid.decoding.logits_processors import descending
 from pellucid.decoding.sampler import raw_logprobs
+from pellucid.decoding.token_mask import TokenMask, apply_mask
 from pellucid.engine.capture import CaptureBook
+from pellucid.engine.constraints import ConstraintBook, Row, nothing_left
+from pellucid.engine.custom_processors import ProcessorBook
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.scheduler import Plan
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step has come to.
+
+    Attributes:
+        sampled: a choice for each of the plan's logits rows; None without any.
+        prompt_scores: one row for each token of a prompt whose log-probability is now known; None without any.
+        prompts: whose tokens those are, and how many of each.
+        failures: the requests that cannot go on, each by its own fault; what was chosen for them counts for nothing.
+    """
+
+    sampled: SampledTokens | None = None
+    prompt_scores: SampledTokens | None = None
+    prompts: list[tuple[SequenceGroup, int]] = field(default_factory=list)
+    failures: dict[SequenceGroup, PellucidError] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -31,11 +53,15 @@ class ModelRunner:
         input_builder: InputBuilder,
         captures: CaptureBook,
         layer_contrast: LayerContrast,
+        constraints: ConstraintBook,
+        processors: ProcessorBook,
         times: StepTimes,
         clock: Callable[[], float],
     ) -> None:
         self._captures = captures
         self._layer_contrast = layer_contrast
+        self._constraints = constraints
+        self._processors = processors
         self._times = times
         self._backend = backend
         self._input_builder = input_builder
@@ -50,8 +76,8 @@ class ModelRunner:
         if copies:
             self._backend.copy_blocks(np.array(copies, np.int32))
 
-    def execute(self, plan: Plan) -> SampledTokens | None:
-        """Compute what is scheduled; choose the next token of each of the plan's logits rows, None without any.
+    def execute(self, plan: Plan) -> StepResult:
+        """Compute what is scheduled; choose the next token of each of the plan's logits rows.
 
         Raises:
             BackendError: the backend failed, or gave logits that are not finite.
@@ -67,6 +93,10 @@ class ModelRunner:
         if self._layer_contrast:
             batch = self._layer_contrast.attach(batch, samples)
         sampling = self._input_builder.build_sampling(samples, draft_offsets) if samples else None
+        rows: list[Row] = []
+        if self._constraints or self._processors:
+            rows = _rows(samples, draft_offsets)
+            self._constraints.begin(rows)
         built = clock()
         times.build += built - start
         logits = self._backend.forward(batch).logits
@@ -74,44 +104,112 @@ class ModelRunner:
             self._layer_contrast.apply(logits)
         computed = clock()
         times.forward += computed - built
-        sampled = None if sampling is None else self._sample(logits, samples, draft_offsets, sampling)
-        if sampled is not None and sampled.mirostat_mu is not None:
-            for sequence, mirostat_mu in zip(samples, sampled.mirostat_mu.tolist(), strict=True):
-                sequence.mirostat_mu = mirostat_mu
+        result = StepResult()
+        if sampling is not None:
+            result.sampled = self._sample(logits[: len(samples)], rows, sampling, result.failures)
+            if result.failures and plan.drafted:  # perhaps after a guess that is wrong
+                raise next(iter(result.failures.values()))
+            if result.sampled.mirostat_mu is not None:
+                for sequence, mirostat_mu in zip(samples, result.sampled.mirostat_mu.tolist(), strict=True):
+                    sequence.mirostat_mu = mirostat_mu
+        if len(logits) > len(samples):
+            self._score_prompts(logits[len(samples) :], plan.sequences, result)
         times.sample += clock() - computed
         if is_captured:
             self._captures.commit(batch)
-        return sampled
+        return result
 
     def _sample(
         self,
         logits: NDArray[np.float32],
-        samples: list[Sequence],
-        draft_offsets: list[int],
+        rows: list[Row],
         sampling: SamplingBatch,
+        failures: dict[SequenceGroup, PellucidError],
     ) -> SampledTokens:
-        barred = [
-            row
-            for row, sequence in enumerate(samples)
-            if (minimum := sequence.group.sampling_params.min_tokens)
-            and sequence.num_output_tokens + (draft_offsets[row] if draft_offsets else 0) < minimum
-        ]
-        if not barred:
+        masks = self._masks(rows, failures)
+        processed = [row for row, (sequence, _) in enumerate(rows) if sequence.group in self._processors]
+        changed = sorted({*processed, *(row for row, mask in enumerate(masks) if mask is not None)})
+        if not changed:
             return self._backend.sample(logits, sampling)
-        allowed = logits.copy()
-        for row in barred:
-            allowed[row, list(samples[row].group.stop_token_ids)] = -np.inf
-        chosen = self._backend.sample(allowed, sampling)
-        if (sampling.rows["num_logprobs"] < 0).all():
-            return chosen
-        return _with_raw_logprobs(chosen, self._backend.sample(logits, sampling), logits, sampling)
+        raw = logits[changed]
+        logits = logits.copy()
+        for row in processed:
+            self._process(logits[row], rows[row], masks[row], failures)
+        for row, mask in enumerate(masks):
+            if mask is not None and rows[row][0].group not in failures:
+                logits[row] = apply_mask(logits[row], mask)
+        sampled = self._backend.sample(logits, sampling)
+        scores = _scores(raw, sampled.token_ids[changed], sampling.rows["num_logprobs"][changed])
+        width = scores.top_ids.shape[1]
+        sampled.logprobs[changed] = scores.logprobs
+        sampled.top_ids[changed, :width] = scores.top_ids
+        sampled.top_logprobs[changed, :width] = scores.top_logprobs
+        return sampled
+
+    def _masks(self, rows: list[Row], failures: dict[SequenceGroup, PellucidError]) -> list[TokenMask | None]:
+        masks = self._constraints.join()
+        for row, mask in enumerate(masks):
+            if mask is not None and not mask.any():
+                failures.setdefault(rows[row][0].group, nothing_left(*rows[row]))
+                masks[row] = None
+        return masks
+
+    def _process(
+        self,
+        logits: NDArray[np.float32],
+        row: Row,
+        mask: TokenMask | None,
+        failures: dict[SequenceGroup, PellucidError],
+    ) -> None:
+        """Let the processors of a request change its row of logits."""
+        sequence, token_ids = row
+        if sequence.group in failures:
+            return
+        try:
+            self._processors.apply(sequence.group, token_ids, logits)
+            if (logits if mask is None else apply_mask(logits, mask)).max() == -np.inf:
+                raise nothing_left(sequence, token_ids)
+        except PellucidError as error:
+            failures[sequence.group] = error
+            logits[:] = 0
+
+    def _score_prompts(self, logits: NDArray[np.float32], sequences: list[Sequence], result: StepResult) -> None:
+        """Take the log-probabilities of those tokens of prompts that come after the rows of `logits`."""
+        token_ids: list[int] = []
+        counts: list[int] = []
+        for sequence in sequences:
+            group, positions = sequence.group, sequence.scheduled_prompt_positions
+            if positions:
+                token_ids += group.prompt_token_ids[positions.start + 1 : positions.stop + 1]
+                counts += [group.sampling_params.num_prompt_logprobs] * len(positions)
+                result.prompts.append((group, len(positions)))
+        result.prompt_scores = _scores(logits, np.array(token_ids, np.int32), np.array(counts, np.int32))
 
 
-def _with_raw_logprobs(
-    chosen: SampledTokens, raw: SampledTokens, logits: NDArray[np.float32], sampling: SamplingBatch
+def _rows(samples: list[Sequence], draft_offsets: list[int]) -> list[Row]:
+    if not draft_offsets:
+        return [(sequence, sequence.token_ids) for sequence in samples]
+    return [
+        (sequence, sequence.token_ids + sequence.draft_token_ids[:offset] if offset else sequence.token_ids)
+        for sequence, offset in zip(samples, draft_offsets, strict=True)
+    ]
+
+
+def _scores(
+    logits: NDArray[np.float32], token_ids: NDArray[np.int32], num_logprobs: NDArray[np.int32]
 ) -> SampledTokens:
-    """`chosen` with the log-probabilities that the model itself gives, barred tokens included."""
-    logprobs = chosen.logprobs.copy()
-    for row in np.flatnonzero(sampling.rows["num_logprobs"] >= 0):
-        logprobs[row] = raw_logprobs(logits[row], chosen.token_ids[row : row + 1].astype(np.intp))[0]
-    return replace(chosen, logprobs=logprobs, top_ids=raw.top_ids, top_logprobs=raw.top_logprobs)
+    """Log-probabilities of given tokens, one a row, and of the alternatives, in the model's own distribution."""
+    num_rows, width = len(token_ids), max(0, int(num_logprobs.max(initial=0)))
+    scores = SampledTokens(
+        token_ids,
+        np.full(num_rows, np.nan, np.float32),
+        np.full((num_rows, width), -1, np.int32),
+        np.full((num_rows, width), np.nan, np.float32),
+    )
+    for row, count in enumerate(num_logprobs.tolist()):
+        if count >= 0:
+            scores.logprobs[row] = raw_logprobs(logits[row], token_ids[row : row + 1].astype(np.intp))[0]
+            ids = descending(logits[row])[:count]
+            scores.top_ids[row, : len(ids)] = ids
+            scores.top_logprobs[row, : len(ids)] = raw_logprobs(logits[row], ids)
+    return scores

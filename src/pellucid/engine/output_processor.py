@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from pellucid.core.batch import SampledTokens
 from pellucid.core.errors import CapacityError, PellucidError
-from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
+from pellucid.core.outputs import Logprob, RequestOutput, TokenOutput
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.capture import CaptureBook
+from pellucid.engine.model_runner import StepResult
+from pellucid.engine.replies import completion_output, echoed_logprobs, request_output, returned_sequences
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.search.book import SearchBook
 from pellucid.engine.text import SequenceText, whole_text
@@ -42,6 +44,19 @@ class OutputProcessor:
         self._searches = searches
         self._texts: dict[Sequence, SequenceText] = {}
 
+    def process_prompts(self, result: StepResult) -> None:
+        """Take in the log-probabilities of tokens of prompts."""
+        scores = result.prompt_scores
+        if scores is None:
+            return
+        row = 0
+        for group, num_rows in result.prompts:
+            count = group.sampling_params.num_prompt_logprobs
+            assert group.prompt_logprobs is not None
+            for token_id in scores.token_ids[row : row + num_rows].tolist():
+                group.prompt_logprobs.append(self._logprobs(count, token_id, scores, row))
+                row += 1
+
     def process(
         self,
         samples: list[Sequence],
@@ -58,11 +73,15 @@ class OutputProcessor:
             group = sequence.group
             if not sequence.token_times:
                 output.num_begun += 1
+                if group.stream and group.sampling_params.echo:
+                    self._stream_prompt(sequence, output)
             sequence.token_times.append(now)
             logprobs = None
-            if sequence.logprobs is not None:
-                logprobs = self._logprobs(sequence, token_id, sampled, row)
-                sequence.logprobs.append(logprobs)
+            if sequence.cumulative_logprob is not None:
+                sequence.cumulative_logprob += float(sampled.logprobs[row])
+                if sequence.logprobs is not None:
+                    logprobs = self._logprobs(sequence.group.sampling_params.num_logprobs, token_id, sampled, row)
+                    sequence.logprobs.append(logprobs)
             token = None
             if group.stream:
                 delta = self._advance(sequence, token_id)
@@ -110,12 +129,10 @@ class OutputProcessor:
         if group.is_lockstep:
             self._searches.close(group)
         outputs = []
-        for sequence in group.sequences:
+        for index, sequence in enumerate(returned_sequences(group)):
             text = self._texts.get(sequence)
-            released = "" if text is None else text.text
-            tokens, logprobs = sequence.output_token_ids, sequence.logprobs
-            outputs.append(CompletionOutput(sequence.index, released, tokens, "error", None, logprobs))
-        reply = RequestOutput(group.request_id, group.prompt, group.prompt_token_ids, outputs, group.metrics, error)
+            outputs.append(completion_output(index, sequence, "" if text is None else text.text, "error"))
+        reply = request_output(group, outputs, error)
         output.finished.append(reply)
         if group.stream:
             index = outputs[-1].index
@@ -153,11 +170,24 @@ class OutputProcessor:
         if token is not None:
             token.request_output = reply
 
+    def _stream_prompt(self, sequence: Sequence, output: StepOutput) -> None:
+        """The tokens of the prompt, before the first one chosen for `sequence`."""
+        group = sequence.group
+        text = self._texts[sequence] = SequenceText(group.sampling_params, self._tokenizer)
+        for position, token_id in enumerate(group.prompt_token_ids):
+            logprobs = None if sequence.logprobs is None else echoed_logprobs(group, position)
+            delta = text.echo(token_id)
+            output.tokens.append(TokenOutput(group.request_id, sequence.index, token_id, delta, logprobs))
+
     def _advance(self, sequence: Sequence, token_id: int) -> str:
         """The text that `token_id` releases; ends the sequence if it completes a stop string."""
         text = self._texts.get(sequence)
         if text is None:
-            text = self._texts[sequence] = SequenceText(sequence.group.sampling_params, self._tokenizer)
+            params = sequence.group.sampling_params
+            text = self._texts[sequence] = SequenceText(params, self._tokenizer)
+            if params.echo:
+                for prompt_token_id in sequence.group.prompt_token_ids:
+                    text.echo(prompt_token_id)
         delta = text.push(token_id, stopped=sequence.finish_reason == "stop")
         if sequence.is_finished:
             delta += text.finish()
@@ -166,8 +196,7 @@ class OutputProcessor:
             sequence.finish_reason, sequence.stop_reason = "stop", text.stop_string
         return delta
 
-    def _logprobs(self, sequence: Sequence, token_id: int, sampled: SampledTokens, row: int) -> dict[int, Logprob]:
-        count = sequence.group.sampling_params.logprobs or 0
+    def _logprobs(self, count: int, token_id: int, sampled: SampledTokens, row: int) -> dict[int, Logprob]:
         top_ids = sampled.top_ids[row, :count].tolist()
         top_logprobs = sampled.top_logprobs[row, :count].tolist()
         rank = top_ids.index(token_id) + 1 if token_id in top_ids else None
@@ -181,28 +210,18 @@ class OutputProcessor:
         return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
     def _reply(self, group: SequenceGroup) -> RequestOutput:
+        texts = {sequence: self._texts.pop(sequence, None) for sequence in group.sequences}
+        error = next((sequence.error for sequence in group.sequences if sequence.error is not None), None)
         outputs = []
-        error = None
-        for sequence in group.sequences:
-            text = self._texts.pop(sequence, None)
+        for index, sequence in enumerate(returned_sequences(group)):
+            text = texts[sequence]
+            released = whole_text(sequence, self._tokenizer) if text is None else text.text
             assert sequence.finish_reason is not None
-            outputs.append(
-                CompletionOutput(
-                    sequence.index,
-                    whole_text(sequence, self._tokenizer) if text is None else text.text,
-                    sequence.output_token_ids,
-                    sequence.finish_reason,
-                    sequence.stop_reason,
-                    sequence.logprobs,
-                )
-            )
-            error = error or sequence.error
+            outputs.append(completion_output(index, sequence, released, sequence.finish_reason))
         captured = None
         if self._captures:
             try:
                 captured = self._captures.close(group)
             except CapacityError as no_memory:
                 error = error or no_memory
-        return RequestOutput(
-            group.request_id, group.prompt, group.prompt_token_ids, outputs, group.metrics, error, captured
-        )
+        return request_output(group, outputs, error, captured)

@@ -17,6 +17,9 @@ from pellucid.kvcache.cache_manager import CacheManager, num_shared_tokens
 
 MAX_DRAFT_TOKENS_OF_STEP = 128
 """Most draft tokens that a step computes: each has a row of logits, which takes memory."""
+MAX_PROMPT_LOGITS = 128
+"""Most tokens of prompts whose log-probabilities are wanted that a step computes, beyond one of each sequence: their
+logits take memory."""
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:
@@ -137,11 +140,15 @@ class Scheduler:
         if self._lockstep:
             self._fork_lockstep()
         budget = self.config.max_num_batched_tokens
+        prompt_logits = MAX_PROMPT_LOGITS
         running, sequences, samples = self.running, plan.sequences, plan.samples
         for index, sequence in enumerate(running):  # whose end is cut off where blocks run out
             num_new = num_remaining = len(sequence.token_ids) - sequence.num_computed_tokens
             if num_new > 1:
                 num_new = min(num_new, budget - (len(running) - index - 1))
+                if sequence.group.wants_prompt_logits:
+                    num_new = min(num_new, max(1, prompt_logits))
+                    prompt_logits -= num_new
             has_blocks = sequence.num_computed_tokens + num_new <= sequence.num_writable_tokens
             if not has_blocks and not self._allocate(sequence, num_new):
                 break

@@ -484,9 +484,13 @@ class CacheManager:
 
 
 def _max_cached_tokens(sequence: Sequence) -> int:
-    """Most tokens of `sequence` that may come from the prefix cache: never the last, whose logits are wanted."""
-    most, limit = len(sequence.token_ids) - 1, sequence.group.max_cached_tokens
-    return most if limit is None else min(most, limit)
+    """Most tokens of `sequence` that may come from the prefix cache: none whose logits are wanted, as the last one's
+    always are, and no more than its group's `max_cached_tokens`."""
+    group = sequence.group
+    most = len(sequence.token_ids) - 1
+    if group.prompt_logprobs is not None and group.wants_prompt_logits:
+        most = len(group.prompt_logprobs)
+    return most if group.max_cached_tokens is None else min(most, group.max_cached_tokens)
 
 
 def _num_tokens_wanted(sequence: Sequence) -> int:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-
 from pellucid.core.batch import SampledTokens
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
 from pellucid.engine.scheduler import Plan, Scheduler
@@ -43,7 +39,7 @@ class SearchBook:
         }
         others = [row for row, sequence in enumerate(sequences) if not sequence.group.is_lockstep]
         plan.samples = [sequence for sequence in plan.samples if not sequence.group.is_lockstep]
-        return searched, _rows_of(sampled, np.array(others, np.intp))
+        return searched, sampled.of_rows(others)
 
     def advance(self, rows_of: dict[SequenceGroup, list[SampledRow]], now: float) -> list[SequenceGroup]:
         """Ask each search how to go on, after the scheduler took in the step; those that are over, whose groups were
@@ -70,6 +66,7 @@ def _answer(group: SequenceGroup, index: int, hypothesis: Hypothesis, ended: Seq
     sequence.stop_reason = hypothesis.stop_reason
     sequence.error = ended.error
     sequence.logprobs = hypothesis.logprobs
+    sequence.cumulative_logprob = hypothesis.cumulative_logprob
     return sequence
 
 
@@ -78,15 +75,4 @@ def _row(sequence: Sequence, sampled: SampledTokens, row: int) -> SampledRow:
     known = top_ids >= 0
     return SampledRow(
         sequence, int(sampled.token_ids[row]), float(sampled.logprobs[row]), top_ids[known], top_logprobs[known]
-    )
-
-
-def _rows_of(sampled: SampledTokens, rows: np.ndarray) -> SampledTokens:
-    return replace(
-        sampled,
-        token_ids=sampled.token_ids[rows],
-        logprobs=sampled.logprobs[rows],
-        top_ids=sampled.top_ids[rows],
-        top_logprobs=sampled.top_logprobs[rows],
-        mirostat_mu=None if sampled.mirostat_mu is None else sampled.mirostat_mu[rows],
     )
