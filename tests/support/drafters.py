@@ -34,6 +34,9 @@ class ScriptedDrafter:
         self.forgotten: list[Sequence] = []
         self.num_asked = 0
 
+    def prepare(self, sequences: list[Sequence]) -> None:
+        """It knows already."""
+
     def propose(self, sequences: list[Sequence], max_tokens: list[int]) -> list[list[int]]:
         self.num_asked += 1
         return [self._guess(sequence, most) for sequence, most in zip(sequences, max_tokens, strict=True)]

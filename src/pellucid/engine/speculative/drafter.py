@@ -22,11 +22,16 @@ class Drafter(Protocol):
     """Whether guessing takes next to no time. The engine then asks for every sequence in every step, also for guesses
     that are not computed, to learn from them whether guessing would pay."""
 
+    def prepare(self, sequences: list[Sequence]) -> None:
+        """Do what guessing for `sequences` takes beside the guesses themselves; called before each `propose`, and timed
+        apart from it. Does not raise."""
+        ...
+
     def propose(self, sequences: list[Sequence], max_tokens: list[int]) -> list[list[int]]:
         """Guess what comes after `sequences[i].token_ids`: at most `max_tokens[i]` tokens, 1 or more; perhaps none.
 
         Token ids are of the model's vocabulary. Some of them, from the end, may never be computed. Does not raise:
-        where it cannot guess, for whatever reason, it guesses nothing.
+        where it cannot guess, or cannot yet, it guesses nothing.
         """
         ...
 

@@ -32,6 +32,9 @@ class LookaheadDrafter:
         self._window = window
         self._states: dict[Sequence, _State] = {}
 
+    def prepare(self, sequences: list[Sequence]) -> None:
+        """Guessing takes nothing else."""
+
     def propose(self, sequences: list[Sequence], max_tokens: list[int]) -> list[list[int]]:
         return [self._guess(sequence, most) for sequence, most in zip(sequences, max_tokens, strict=True)]
 

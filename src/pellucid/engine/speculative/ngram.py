@@ -28,6 +28,9 @@ class NgramDrafter:
         self._indexes: dict[Sequence, _Index] = {}
         self._prompts: WeakValueDictionary[SequenceGroup, _Followers] = WeakValueDictionary()
 
+    def prepare(self, sequences: list[Sequence]) -> None:
+        """Guessing takes nothing else."""
+
     def propose(self, sequences: list[Sequence], max_tokens: list[int]) -> list[list[int]]:
         return [self._guess(sequence, most) for sequence, most in zip(sequences, max_tokens, strict=True)]
 

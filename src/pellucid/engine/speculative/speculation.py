@@ -64,7 +64,7 @@ class Speculation:
         self._acceptance = Acceptance()
         self._step_cost = StepCost()
         self._draft_seconds = 0.0  # of a token of the longest guess
-        self._seconds_since_probe = 0.0
+        self._debt = 0.0  # seconds of steps that are to pass before what does not pay is tried out again
         self._uncomputed: dict[Sequence, int] = {}  # guesses of this step that are only held against what is chosen
         self._measured: Plan | None = None  # the plan of this step, if it only decodes
         self._begun_at = 0.0
@@ -75,6 +75,8 @@ class Speculation:
         self._uncomputed.clear()
         self._measured = plan if plan.num_tokens == len(plan.samples) == len(plan.sequences) else None
         self._begun_at = self._computing()
+        if plan.copies and not self._drafter.is_cheap:  # until they are made, blocks are not to be read or written
+            return
         candidates: list[Sequence] = []
         limits: list[int] = []
         for sequence in plan.samples:
@@ -85,6 +87,7 @@ class Speculation:
                 limits.append(limit)
         if candidates:
             if not self._adaptive:
+                self._drafter.prepare(candidates)
                 scheduler.schedule_drafts(plan, candidates, self._drafter.propose(candidates, limits))
             elif self._measured is not None:
                 self._propose_what_pays(plan, scheduler, candidates, limits)
@@ -95,7 +98,7 @@ class Speculation:
         if plan is self._measured:
             seconds = self._computing() - self._begun_at
             self._step_cost.learn(plan.num_tokens, seconds)
-            self._seconds_since_probe += seconds
+            self._debt -= seconds
         if not (plan.drafted or self._uncomputed):
             return
         row = 0
@@ -124,6 +127,7 @@ class Speculation:
             return
         acceptance = [self._acceptance.estimate(sequence) for sequence in candidates]
         if self._drafter.is_cheap:
+            self._drafter.prepare(candidates)
             guesses = self._drafter.propose(candidates, limits)
             limits = list(map(len, guesses))
             lengths = choose_lengths(acceptance, limits, plan.num_tokens, seconds)
@@ -137,18 +141,21 @@ class Speculation:
             return
         lengths = choose_lengths(acceptance, limits, plan.num_tokens, seconds, self._draft_seconds)
         if not any(lengths):
-            probe = self._draft_seconds + float(seconds[min(len(candidates), len(seconds) - 1)] - seconds[0])
-            if probe > PROBE_SHARE * self._seconds_since_probe:
+            if self._debt > 0:
                 return
             lengths = [1] * len(candidates)
-        self._seconds_since_probe = 0.0
         chosen = [(sequence, length) for sequence, length in zip(candidates, lengths, strict=True) if length]
         sequences, limits = [sequence for sequence, _ in chosen], [length for _, length in chosen]
         start = self._clock()
+        self._drafter.prepare(sequences)
+        prepared = self._clock()
         guesses = self._drafter.propose(sequences, limits)
+        end = self._clock()
+        verifying = float(seconds[min(sum(limits), len(seconds) - 1)] - seconds[0])
+        self._debt = (end - start + verifying) / PROBE_SHARE
         longest = max(map(len, guesses), default=0)
         if longest:
-            taken = (self._clock() - start) / longest
+            taken = (end - prepared) / longest
             known = self._draft_seconds or taken
             self._draft_seconds = known + 0.2 * (min(taken, 2 * known) - known)
         scheduler.schedule_drafts(plan, sequences, guesses)
