@@ -94,12 +94,16 @@ def test_stop_strings_need_text() -> None:
         ("logit_bias", [None, {5: -100, 3: 1}, [(3, 1.5)]]),
         ("early_stopping", [True, "never"]),
         ("dola_layers", [None, "low", "high", [3, 1]]),
-        ("negative_prompt", ["text", [1, 2]]),
     ],
 )
 def test_what_is_taken(name: str, values: list[Any]) -> None:
     for value in values:
         hash(SamplingParams(**{name: value}))
+
+
+def test_negative_prompts_are_text_or_token_ids() -> None:
+    for value in ("text", [1, 2]):
+        hash(SamplingParams(guidance_scale=1.5, negative_prompt=value))
 
 
 def test_mirostat_stands_alone() -> None:
@@ -113,3 +117,33 @@ def test_pairs_of_logit_bias_are_ordered_and_unique() -> None:
     assert SamplingParams(logit_bias={7: 1, 3: -0.5}).logit_bias == ((3, -0.5), (7, 1.0))
     with pytest.raises(InvalidRequestError, match="token id 3 twice"):
         SamplingParams(logit_bias=[(3, 1.0), (3, 2.0)])
+
+
+CONTRASTIVE: dict[str, Any] = {"penalty_alpha": 0.6, "top_k": 4, "temperature": 0}
+
+
+@pytest.mark.parametrize(
+    ("values", "param", "message"),
+    [
+        ({**CONTRASTIVE, "temperature": 1}, "temperature", "penalty_alpha needs temperature 0"),
+        ({**CONTRASTIVE, "top_k": 1}, "top_k", "at least 2 with penalty_alpha"),
+        ({**CONTRASTIVE, "top_p": 0.9}, "top_p", "top_p cannot be combined with penalty_alpha"),
+        ({**CONTRASTIVE, "n": 2}, "n", "n cannot be combined with penalty_alpha"),
+        ({**CONTRASTIVE, "best_of": 2}, "best_of", "best_of cannot be combined with penalty_alpha"),
+        ({**CONTRASTIVE, "num_beams": 2}, "num_beams", "num_beams cannot be combined with penalty_alpha"),
+        ({**CONTRASTIVE, "dola_layers": "low"}, "dola_layers", "dola_layers cannot be combined with penalty_alpha"),
+        (
+            {**CONTRASTIVE, "guidance_scale": 2},
+            "guidance_scale",
+            "guidance_scale cannot be combined",
+        ),
+        ({**CONTRASTIVE, "logprobs": 1}, "logprobs_mode", 'set logprobs_mode to "processed"'),
+        ({"guidance_scale": 2, "n": 2}, "n", "n cannot be combined with guidance_scale"),
+        ({"guidance_scale": 2, "dola_layers": [0]}, "dola_layers", "cannot be combined with guidance_scale"),
+        ({"negative_prompt": "no"}, "negative_prompt", "needs a guidance_scale other than 1"),
+    ],
+)
+def test_what_searches_and_guidance_do_not_go_with_is_refused(values: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as error:
+        SamplingParams(**values)
+    assert error.value.param == param

@@ -188,6 +188,13 @@ def run(
     return result
 
 
+def num_places(params: SamplingParams) -> int:
+    """Sequences of a request that are computed at once."""
+    if params.penalty_alpha:
+        return params.top_k
+    return 2 if params.guidance_scale != 1 else params.n
+
+
 def run_alone(backend: Backend, tokenizer: Any, requests: Sequence[Request], *, max_model_len: int) -> Run:
     """Each of `requests` in an engine of its own, its prompt in one piece."""
     result = Run()
@@ -197,7 +204,7 @@ def run_alone(backend: Backend, tokenizer: Any, requests: Sequence[Request], *, 
             tokenizer,
             [request],
             max_model_len=max_model_len,
-            max_num_seqs=request[1].n,
+            max_num_seqs=num_places(request[1]),
             max_num_batched_tokens=max_model_len,
             enable_prefix_caching=False,
         )

@@ -300,6 +300,33 @@ class SamplingParams:
                         param="mirostat",
                     )
 
+        self._check_contrast()
+
+    def _check_contrast(self) -> None:
+        """Refuse what contrastive search, DoLa and guidance cannot be combined with, or do not look at."""
+        if self.penalty_alpha:
+            if self.temperature != 0:
+                raise InvalidRequestError("penalty_alpha needs temperature 0: nothing is drawn", param="temperature")
+            if self.top_k < 2:
+                raise refusal("top_k", self.top_k, "at least 2 with penalty_alpha: the number of candidates")
+            self._refuse("penalty_alpha", (*_TRUNCATIONS, "n", "best_of", "num_beams", "dola_layers", "guidance_scale"))
+            if self.logprobs is not None and self.logprobs_mode != "processed":
+                raise InvalidRequestError(
+                    "with penalty_alpha, logprobs are those of the distribution that the candidates are taken from: "
+                    'set logprobs_mode to "processed"',
+                    param="logprobs_mode",
+                )
+        if self.guidance_scale != 1:
+            self._refuse("guidance_scale", ("n", "best_of", "num_beams", "dola_layers", "prompt_logprobs"))
+        elif self.negative_prompt is not None:
+            raise InvalidRequestError("negative_prompt needs a guidance_scale other than 1", param="negative_prompt")
+
+    def _refuse(self, name: str, others: Iterable[str]) -> None:
+        """Refuse any of `others`, none of which goes together with `name`."""
+        for other in others:
+            if getattr(self, other) != _DEFAULTS[other]:
+                raise InvalidRequestError(f"{other} cannot be combined with {name}", param=other)
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
@@ -349,6 +376,17 @@ class SamplingParams:
         )
 
 
+_TRUNCATIONS = (
+    "top_p",
+    "min_p",
+    "typical_p",
+    "top_n_sigma",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "xtc_probability",
+    "mirostat",
+    "dynatemp_range",
+)
 _REPLACED_BY_MIROSTAT = (
     "top_n_sigma",
     "top_k",

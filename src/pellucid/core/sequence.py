@@ -291,7 +291,9 @@ class SequenceGroup:
         self.step_times: list[float] = []
         self.num_decode_tokens = 0
         self.is_forked = self.is_lockstep or num_sequences == 1
-        self.is_drafted = sampling_params.speculative and not (sampling_params.mirostat or self.is_lockstep)
+        self.is_drafted = sampling_params.speculative and not (
+            sampling_params.mirostat or sampling_params.dola_layers is not None or self.is_lockstep
+        )
         self.num_unfinished = num_sequences
 
     @property

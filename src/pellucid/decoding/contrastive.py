@@ -5,16 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.decoding.logits_processors import Logits, descending, probabilities
-
 Array = NDArray[np.float32]
-
-
-def candidates(logits: Logits, top_k: int) -> tuple[list[int], NDArray[np.float64]]:
-    """The `top_k` most probable tokens (fewer where fewer are not masked) and their probabilities, by falling logit."""
-    ids = descending(logits)[:top_k]
-    ids = ids[logits[ids] > -np.inf]
-    return ids.tolist(), probabilities(logits)[ids]
 
 
 def normalized(hidden: Array) -> Array:

@@ -35,12 +35,17 @@ from pellucid.core.validation import check_integer, shown
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.constraints import ConstraintBook
 from pellucid.engine.custom_processors import ProcessorBook
+from pellucid.engine.guidance import Guidance
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.model_runner import ModelRunner, StepResult
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
 from pellucid.engine.scheduler import MAX_DRAFT_TOKENS_OF_STEP, Plan, Scheduler
+from pellucid.engine.search.base import SampledRow, TokenSearch
 from pellucid.engine.search.book import SearchBook
+from pellucid.engine.search.contrastive import ContrastiveSearch
+from pellucid.engine.search.guided import GuidedSearch
+from pellucid.engine.search.hidden_states import HiddenStates
 from pellucid.engine.speculative.drafter import Drafter
 from pellucid.engine.speculative.speculation import Speculation, accepted_rows
 from pellucid.kvcache.cache_manager import CacheManager
@@ -68,8 +73,6 @@ NOT_YET = (
     "logit_bias",
     "logprobs_mode",
     "num_beams",
-    "penalty_alpha",
-    "guidance_scale",
 )
 """Fields of SamplingParams that the engine does not serve."""
 LOGITS_CHUNK = 128
@@ -158,6 +161,8 @@ class LLMEngine:
         self.scheduler = Scheduler(config, cache)
         self._captures = CaptureBook(self._backend.spec, self._capture_memory)
         self._layer_contrast = LayerContrast(self._backend)
+        self._guidance = Guidance()
+        self._hidden_states = HiddenStates(self._backend.spec)
         self._searches = SearchBook(self.scheduler)
         self._constraints = ConstraintBook(self._tokenizer, self._backend.spec.vocab_size)
         self._processors = ProcessorBook()
@@ -175,6 +180,8 @@ class LLMEngine:
             self._layer_contrast,
             self._constraints,
             self._processors,
+            self._guidance,
+            self._hidden_states,
             self._times,
             self._clock,
         )
@@ -241,6 +248,20 @@ class LLMEngine:
                 f"best_of is {sampling_params.best_of}, and only when all have ended is it known which "
                 f"{sampling_params.n} to return: ask for the whole answer, not for a stream",
                 param="best_of",
+            )
+        if capture is not None and (sampling_params.penalty_alpha or sampling_params.guidance_scale != 1):
+            name = "penalty_alpha" if sampling_params.penalty_alpha else "guidance_scale"
+            raise InvalidRequestError(f"a capture is of one sequence, but {name} takes several", param="capture")
+        if sampling_params.penalty_alpha and sampling_params.top_k > self._config.max_num_seqs:
+            raise InvalidRequestError(
+                f"top_k is {sampling_params.top_k}, but of the candidates of contrastive search at most "
+                f"{self._config.max_num_seqs} are computed at once (max_num_seqs)",
+                param="top_k",
+            )
+        if sampling_params.guidance_scale != 1 and self._config.max_num_seqs < 2:
+            raise InvalidRequestError(
+                "guidance_scale needs two sequences at once, but only one is computed (max_num_seqs)",
+                param="guidance_scale",
             )
         vocab_size = self._backend.spec.vocab_size
         for name, token_ids in (
@@ -310,6 +331,7 @@ class LLMEngine:
         self.check_options(priority, cache_salt)
         if not isinstance(prompt, Prompt):
             prompt = self.prepare(prompt)
+        search = self._search(sampling_params)
         group = SequenceGroup(
             request_id,
             prompt.token_ids,
@@ -323,7 +345,14 @@ class LLMEngine:
             priority=int(priority),
             cache_salt=cache_salt.encode("utf-8", "surrogatepass"),
             stream=stream,
+            num_lockstep=None if search is None else search.num_sequences,
         )
+        if sampling_params.guidance_scale != 1:
+            self._add_unconditional(group)
+        if search is not None:
+            for sequence in group.sequences:
+                sequence.max_length += search.num_ahead
+            self._require_blocks(group)
         self._constraints.open(group)
         try:
             if capture is not None:
@@ -344,10 +373,53 @@ class LLMEngine:
             raise
         self._num_added += 1
         self._groups[request_id] = group
+        if search is not None:
+            self._searches.open(group, search)
+        if isinstance(search, ContrastiveSearch):
+            self._hidden_states.open(group, search)
+        if sampling_params.guidance_scale != 1:
+            self._guidance.open(group)
         if sampling_params.dola_layers is not None:
             self._layer_contrast.open(group)
         if self.trace is not None:
             self.trace.emit(RequestAdded(request_id, len(prompt.token_ids), group.arrival_time))
+
+    def _search(self, sampling_params: SamplingParams) -> TokenSearch | None:
+        """The search that a request asks for; None for sampling."""
+        if sampling_params.penalty_alpha:
+            return ContrastiveSearch(sampling_params, self._backend.spec.hidden_size)
+        if sampling_params.guidance_scale != 1:
+            return GuidedSearch(sampling_params)
+        return None
+
+    def _add_unconditional(self, group: SequenceGroup) -> None:
+        """Let the second sequence of a guided group begin with the negative prompt. The request ends with the context
+        of either."""
+        negative = group.sampling_params.negative_prompt
+        if negative is None:
+            token_ids = group.prompt_token_ids[-1:]
+        else:
+            try:
+                token_ids = self.prepare(negative if isinstance(negative, str) else list(negative)).token_ids
+            except InvalidRequestError as error:
+                raise type(error)(f"negative_prompt: {error.message}", param="negative_prompt") from None
+        conditional, unconditional = group.live = group.sequences[:2]
+        unconditional.token_ids, unconditional.num_prompt_tokens = list(token_ids), len(token_ids)
+        longer = len(token_ids) - conditional.num_prompt_tokens
+        conditional.max_length = min(conditional.max_length, self.max_model_len - max(0, longer))
+        unconditional.max_length = conditional.max_length + longer
+
+    def _require_blocks(self, group: SequenceGroup) -> None:
+        """Raises:
+        CapacityError: there are fewer KV blocks than a lockstep group may hold at once.
+        """
+        needed = self.scheduler.cache.max_blocks_of_group(group, self._config.max_num_batched_tokens)
+        if needed > self._num_blocks:
+            raise CapacityError(
+                f"{len(group.sequences)} sequences of up to {group.live[0].max_length} tokens, which the request "
+                f"searches with, take up to {needed} KV blocks, but there are {self._num_blocks}: lower max_tokens",
+                param="max_tokens",
+            )
 
     def abort(self, request_id: str) -> StepOutput | None:
         """End a request now; its terminal reply, or None if there is no such unfinished request."""
@@ -527,10 +599,10 @@ class LLMEngine:
         if result.failures:
             plan, sampled = self._without_failed(plan, result, output)
         self._counters.computed_tokens += plan.num_tokens
-        self._counters.output_tokens += len(plan.samples)
         searched = None
         if plan.searches and sampled is not None:
             searched, sampled = self._searches.take_rows(plan, sampled)
+        self._counters.output_tokens += len(plan.samples)
         token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
         self._output_processor.process_prompts(result)
         if plan.drafted and sampled is not None:
@@ -544,9 +616,21 @@ class LLMEngine:
             self._speculation.learn(plan, token_ids)
             self.scheduler.drop_drafts(plan)
         if searched is not None:
-            output.num_begun += sum(not group.step_times for group in searched)
-            for group in self._searches.advance(searched, self._clock()):
-                self._output_processor.finish_early(group, [], output)
+            self._search_on(searched, output)
+
+    def _search_on(self, searched: dict[SequenceGroup, list[SampledRow]], output: StepOutput) -> None:
+        """Let the searches of lockstep groups take in their rows."""
+        now = self._clock()
+        for group, rows in searched.items():
+            if not self._searches.settles_tokens(group):
+                output.num_begun += not group.step_times
+                self._counters.output_tokens += len(rows)
+        settled, over = self._searches.advance(searched, now)
+        self._counters.output_tokens += len(settled)
+        for answer, row in settled:
+            self._output_processor.settle(answer, row, now, output)
+        for group in over:
+            self._output_processor.finish_early(group, [], output)
 
     def _take_in_drafted(self, plan: Plan, token_ids: list[int], sampled: SampledTokens, output: StepOutput) -> None:
         """Take in what was chosen as if it were by as many steps as the longest run of accepted draft tokens."""
@@ -617,6 +701,8 @@ class LLMEngine:
         self._processors.close(group)
         if self._speculation is not None:
             self._speculation.forget(group)
+        self._guidance.close(group)
+        self._hidden_states.close(group)
         self._count_reply(reply)
         if self.trace is not None:
             reasons = tuple(completion.finish_reason for completion in reply.outputs)

@@ -19,9 +19,11 @@ from pellucid.decoding.token_mask import TokenMask, apply_mask
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.constraints import ConstraintBook, Row, nothing_left
 from pellucid.engine.custom_processors import ProcessorBook
+from pellucid.engine.guidance import Guidance
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.scheduler import Plan
+from pellucid.engine.search.hidden_states import HiddenStates
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class ModelRunner:
         layer_contrast: LayerContrast,
         constraints: ConstraintBook,
         processors: ProcessorBook,
+        guidance: Guidance,
+        hidden_states: HiddenStates,
         times: StepTimes,
         clock: Callable[[], float],
     ) -> None:
@@ -62,6 +66,8 @@ class ModelRunner:
         self._layer_contrast = layer_contrast
         self._constraints = constraints
         self._processors = processors
+        self._guidance = guidance
+        self._hidden_states = hidden_states
         self._times = times
         self._backend = backend
         self._input_builder = input_builder
@@ -92,31 +98,43 @@ class ModelRunner:
         is_captured = batch.capture is not None
         if self._layer_contrast:
             batch = self._layer_contrast.attach(batch, samples)
-        sampling = self._input_builder.build_sampling(samples, draft_offsets) if samples else None
+        if self._hidden_states:
+            batch = self._hidden_states.attach(batch, plan.sequences)
+        chosen = samples
+        if self._guidance:
+            chosen, draft_offsets = self._guidance.attach(samples, draft_offsets)
+        sampling = self._input_builder.build_sampling(chosen, draft_offsets) if samples else None
         rows: list[Row] = []
         if self._constraints or self._processors:
-            rows = _rows(samples, draft_offsets)
+            rows = _rows(chosen, draft_offsets)
             self._constraints.begin(rows)
         built = clock()
         times.build += built - start
         logits = self._backend.forward(batch).logits
         if self._layer_contrast:
             self._layer_contrast.apply(logits)
+        choices = logits[: len(samples)]
+        if self._guidance:
+            choices = self._guidance.apply(choices)
         computed = clock()
         times.forward += computed - built
         result = StepResult()
         if sampling is not None:
-            result.sampled = self._sample(logits[: len(samples)], rows, sampling, result.failures)
+            result.sampled = self._sample(choices, rows, sampling, result.failures)
             if result.failures and plan.drafted:  # perhaps after a guess that is wrong
                 raise next(iter(result.failures.values()))
             if result.sampled.mirostat_mu is not None:
-                for sequence, mirostat_mu in zip(samples, result.sampled.mirostat_mu.tolist(), strict=True):
+                for sequence, mirostat_mu in zip(chosen, result.sampled.mirostat_mu.tolist(), strict=True):
                     sequence.mirostat_mu = mirostat_mu
+            if self._guidance:
+                result.sampled = self._guidance.expand(result.sampled)
         if len(logits) > len(samples):
             self._score_prompts(logits[len(samples) :], plan.sequences, result)
         times.sample += clock() - computed
         if is_captured:
             self._captures.commit(batch)
+        if self._hidden_states:
+            self._hidden_states.commit()
         return result
 
     def _sample(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from pellucid.core.batch import SampledTokens
 from pellucid.core.errors import CapacityError, PellucidError
 from pellucid.core.outputs import Logprob, RequestOutput, TokenOutput
@@ -13,6 +15,7 @@ from pellucid.engine.capture import CaptureBook
 from pellucid.engine.model_runner import StepResult
 from pellucid.engine.replies import completion_output, echoed_logprobs, request_output, returned_sequences
 from pellucid.engine.scheduler import Scheduler
+from pellucid.engine.search.base import SampledRow
 from pellucid.engine.search.book import SearchBook
 from pellucid.engine.text import SequenceText, whole_text
 from pellucid.tokenizer.tokenizer import Tokenizer
@@ -105,12 +108,33 @@ class OutputProcessor:
             if token is not None:
                 token.request_output = reply
 
+    def settle(self, answer: Sequence, row: SampledRow, now: float, output: StepOutput) -> None:
+        """Take in the token that the search of a lockstep group has added to `answer` at `now`, chosen from `row`."""
+        sampled = SampledTokens(
+            np.array([row.token_id], np.int32),
+            np.array([row.logprob], np.float32),
+            row.top_ids[None],
+            row.top_logprobs[None],
+        )
+        self.process([answer], [row.token_id], (0,), sampled, now, output)
+        if answer.finish_reason is not None:
+            group = answer.group
+            self._scheduler.finish_group(group, answer.finish_reason)
+            self._searches.close(group)
+            reply = self._reply(group)
+            output.finished.append(reply)
+            if group.stream:
+                output.tokens[-1].request_output = reply
+
     def finish_early(self, group: SequenceGroup, sequences: list[Sequence], output: StepOutput) -> None:
         """Add the terminal reply of a group whose last `sequences` ended without a token: refused, failed, aborted; or
         whose search is over."""
         if group.is_lockstep:
-            self._finish_search(group, output)
-            return
+            if not self._searches.settles_tokens(group):
+                self._finish_search(group, output)
+                return
+            self._searches.close(group)
+            sequences = group.sequences
         token = None
         for sequence in sequences:
             text = self._texts.get(sequence)

@@ -26,6 +26,14 @@ def _order(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.order
 
 
+def ending_of(sequence: Sequence) -> tuple[FinishReason, int | None] | None:
+    """Why a sequence ends with its last token, and the stop token that ended it; None if it goes on."""
+    group, token_id = sequence.group, sequence.token_ids[-1]
+    if token_id in group.stop_token_ids and sequence.num_output_tokens > group.sampling_params.min_tokens:
+        return "stop", None if token_id in group.eos_token_ids else token_id
+    return ("length", None) if len(sequence.token_ids) >= sequence.max_length else None
+
+
 def _priority(sequence: Sequence) -> int:
     return sequence.group.priority
 
@@ -236,11 +244,10 @@ class Scheduler:
             if not group.is_forked:
                 self._fork(group)
             sequence.token_ids.append(token_id)
-            if token_id in group.stop_token_ids and sequence.num_output_tokens > group.sampling_params.min_tokens:
-                is_eos = token_id in group.eos_token_ids
-                self.finish(sequence, "stop", stop_reason=None if is_eos else token_id)
-            elif len(sequence.token_ids) >= sequence.max_length:
-                self.finish(sequence, "length")
+            if token_id in group.stop_token_ids or len(sequence.token_ids) >= sequence.max_length:
+                ending = ending_of(sequence)
+                if ending is not None:
+                    self.finish(sequence, ending[0], stop_reason=ending[1])
 
     def finish(
         self,
@@ -566,3 +573,5 @@ class Scheduler:
                     self._free(sequence, keep_partial=False)
                     self.cache.adopt(sequence, tables)
                     group.num_computed_elsewhere -= sequence.num_computed_tokens
+            if group.num_preemptions == 0:  # its sequences began with prompts of their own
+                group.num_cached_tokens = group.live[0].num_computed_tokens

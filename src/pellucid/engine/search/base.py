@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -74,10 +75,12 @@ class GroupSearch(Protocol):
     Attributes:
         num_sequences: most that are live at once; the group keeps so many places in the batch.
         num_logprobs: how many top alternatives its rows need; -1 for none and no log-probability either.
+        processed_logprobs: whether log-probabilities are those after every transform.
     """
 
     num_sequences: int
     num_logprobs: int
+    processed_logprobs: bool
 
     def advance(self, rows: ListLike[SampledRow]) -> list[Continuation]:
         """Take in `rows`, one for each live sequence, in the order in which they were given last time, beginning with
@@ -87,3 +90,26 @@ class GroupSearch(Protocol):
     def answers(self) -> list[Hypothesis]:
         """The best answers, the best first. Before the search is over, also those that have not ended."""
         ...
+
+
+class TokenSearch(ABC):
+    """A search of one answer, each of whose tokens is final once it is told, so that it can be streamed.
+
+    Tokens that end the answer and its length are not the search's concern, and neither is its text.
+
+    Attributes:
+        num_sequences, num_logprobs, processed_logprobs: as in GroupSearch.
+        num_ahead: tokens by which live sequences are ahead of the answer when they are computed.
+        settled: the token that the last `advance` made final, its log-probability, and the alternatives it was chosen
+            from; None if there was none.
+    """
+
+    num_sequences: int
+    num_logprobs: int
+    processed_logprobs: bool
+    num_ahead: int = 0
+    settled: SampledRow | None = None
+
+    @abstractmethod
+    def advance(self, rows: ListLike[SampledRow]) -> list[Continuation]:
+        """As in GroupSearch, but never none."""

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from pellucid.core.batch import SampledTokens
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.core.batch import SAMPLING_DTYPE, SampledTokens
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
-from pellucid.engine.scheduler import Plan, Scheduler
-from pellucid.engine.search.base import GroupSearch, Hypothesis, SampledRow
+from pellucid.engine.scheduler import Plan, Scheduler, ending_of
+from pellucid.engine.search.base import GroupSearch, Hypothesis, SampledRow, TokenSearch
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A search under way.
+
+    Attributes:
+        answer: of a search that settles one token after another: what it has settled, as a sequence that is never
+            computed.
+        is_begun: whether it was asked before.
+    """
+
+    search: GroupSearch | TokenSearch
+    answer: Sequence | None = None
+    is_begun: bool = False
 
 
 class SearchBook:
@@ -13,19 +32,38 @@ class SearchBook:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._searches: dict[SequenceGroup, GroupSearch] = {}
+        self._entries: dict[SequenceGroup, _Entry] = {}
 
-    def open(self, group: SequenceGroup, search: GroupSearch) -> None:
+    def open(self, group: SequenceGroup, search: GroupSearch | TokenSearch) -> None:
         """Let `search` decide for a group that is about to be queued."""
-        self._searches[group] = search
+        entry = self._entries[group] = _Entry(search)
+        record = np.frombuffer(group.sampling_record, SAMPLING_DTYPE).copy()
+        record["num_logprobs"] = search.num_logprobs
+        record["processed_logprobs"] = search.processed_logprobs
+        group.sampling_record = record.tobytes()
+        if isinstance(search, TokenSearch):
+            first = group.sequences[0]
+            entry.answer = Sequence(group, 0, first.max_length - search.num_ahead)
+            entry.answer.status = SequenceStatus.FINISHED  # in no queue, now and later
+            entry.answer.token_times = group.step_times
 
     def close(self, group: SequenceGroup) -> None:
         """A request ended: `group.sequences` are its answers from here on, and hold nothing."""
-        search = self._searches.pop(group)
+        entry = self._entries.pop(group)
         first = group.sequences[0]
-        group.sequences = [
-            _answer(group, index, hypothesis, first) for index, hypothesis in enumerate(search.answers())
-        ]
+        if entry.answer is not None:
+            group.sequences = [entry.answer]
+            if not entry.answer.is_finished:
+                entry.answer.finish_reason, entry.answer.error = first.finish_reason, first.error
+        else:
+            assert not isinstance(entry.search, TokenSearch)
+            group.sequences = [
+                _answer(group, index, hypothesis, first) for index, hypothesis in enumerate(entry.search.answers())
+            ]
+
+    def settles_tokens(self, group: SequenceGroup) -> bool:
+        """Whether the answer of `group` is told token by token."""
+        return self._entries[group].answer is not None
 
     def take_rows(
         self, plan: Plan, sampled: SampledTokens
@@ -41,20 +79,44 @@ class SearchBook:
         plan.samples = [sequence for sequence in plan.samples if not sequence.group.is_lockstep]
         return searched, sampled.of_rows(others)
 
-    def advance(self, rows_of: dict[SequenceGroup, list[SampledRow]], now: float) -> list[SequenceGroup]:
-        """Ask each search how to go on, after the scheduler took in the step; those that are over, whose groups were
-        ended."""
-        over = []
+    def advance(
+        self, rows_of: dict[SequenceGroup, list[SampledRow]], now: float
+    ) -> tuple[list[tuple[Sequence, SampledRow]], list[SequenceGroup]]:
+        """Ask each search how to go on, after the scheduler took in the step.
+
+        Returns:
+            The answers that have one more token, each with the row it was chosen from; and the groups whose search is
+            over, which were ended.
+        """
+        settled, over = [], []
         for group, rows in rows_of.items():
-            group.num_decode_tokens += len(rows) if group.step_times else 0
-            group.step_times.append(now)
-            continuations = self._searches[group].advance(rows)
+            entry = self._entries[group]
+            group.num_decode_tokens += len(rows) if entry.is_begun else 0
+            entry.is_begun = True
+            continuations = entry.search.advance(rows)
+            if isinstance(entry.search, TokenSearch):
+                row = entry.search.settled
+                if row is not None and entry.answer is not None:
+                    settled.append((entry.answer, row))
+                    if _settle(entry.answer, row.token_id):
+                        continue
+            else:
+                group.step_times.append(now)
             if continuations:
                 self._scheduler.advance(group, continuations)
             else:
                 self._scheduler.finish_group(group, "stop")
                 over.append(group)
-        return over
+        return settled, over
+
+
+def _settle(answer: Sequence, token_id: int) -> bool:
+    """Whether `answer` ends with its next token."""
+    answer.token_ids.append(token_id)
+    ending = ending_of(answer)
+    if ending is not None:
+        answer.finish_reason, answer.stop_reason = ending
+    return ending is not None
 
 
 def _answer(group: SequenceGroup, index: int, hypothesis: Hypothesis, ended: Sequence) -> Sequence:

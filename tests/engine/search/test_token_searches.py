@@ -1,0 +1,432 @@
+"""Contrastive search and guidance through the engine: the same bits however a request is run, and all that a request
+may come with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pellucid.backends.base import Backend
+from pellucid.backends.registry import load_backend
+from pellucid.core.batch import ForwardBatch, ForwardOutput
+from pellucid.core.capture import CaptureParams
+from pellucid.core.config import BackendConfig
+from pellucid.core.errors import CapacityError, ContextLengthError, EngineError, InvalidRequestError, QueueFullError
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.engine.search.book import SearchBook
+from pellucid.engine.search.hidden_states import HiddenStates
+from pellucid.weights.loader import open_model
+from tests.support.engines import CheckedEngine, make_engine
+from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
+from tests.support.fake_tokenizer import ALPHABET, FakeTokenizer
+from tests.support.mutants import mutant
+from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
+from tests.support.tiny_models import write_tiny_model
+
+MAX_MODEL_LEN = 320
+PROMPT = np.random.default_rng(1).integers(1, VOCAB_SIZE, 70).tolist()
+CONTRASTIVE = SamplingParams(max_tokens=9, temperature=0, ignore_eos=True, penalty_alpha=0.6, top_k=4)
+GUIDED = SamplingParams(
+    max_tokens=9, temperature=0.8, seed=3, ignore_eos=True, guidance_scale=1.7, negative_prompt="no"
+)
+GREEDY = SamplingParams(max_tokens=3, temperature=0)
+BOTH = pytest.mark.parametrize("params", [CONTRASTIVE, GUIDED], ids=["contrastive", "guided"])
+
+
+def searching(count: int, max_prompt_len: int) -> list[Request]:
+    """Requests of every kind, two of three of which search."""
+    requests = random_requests(
+        count, VOCAB_SIZE, max_prompt_len=max_prompt_len, stops=["e", ("ab", "Q")], max_tokens=(1, 4, 12)
+    )
+    searched: list[Request] = []
+    for number, (prompt, params) in enumerate(requests):
+        plain = replace(params, n=1, stop=params.stop)
+        if number % 3 == 1:
+            plain = SamplingParams(
+                max_tokens=params.max_tokens,
+                temperature=0,
+                seed=params.seed,
+                top_k=2 + number % 2,
+                penalty_alpha=0.5,
+                stop=params.stop,
+                stop_token_ids=params.stop_token_ids,
+                ignore_eos=params.ignore_eos,
+            )
+        elif number % 3 == 2:
+            negative = [None, "never this", PROMPT[: 1 + number % 70]][number % 3]
+            plain = replace(plain, guidance_scale=2.5, negative_prompt=negative)
+        searched.append((prompt, plain if number % 3 else params))
+    return searched
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma's embeddings are not tied here: its answers would be one token again and again."""
+    folder, tied = tmp_path_factory.mktemp("models"), request.param == "llama"
+    return write_tiny_model(folder / "tiny.gguf", request.param, vocab_size=VOCAB_SIZE, tied=tied)
+
+
+def load(path: Path, name: Any, threads: int = 1) -> Backend:
+    if name == "cpu":
+        pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
+    with open_model(path) as model_file:
+        return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype="f16")
+
+
+def alone(backend: Backend, requests: list[Request]) -> Run:
+    return run_alone(backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN)
+
+
+def scheduled(backend: Backend, requests: list[Request], schedule: str) -> Run:
+    options = dict(SCHEDULES[schedule])
+    if "spare_blocks" in options:
+        options["spare_blocks"] = 30 if len(backend.spec.layers) > 2 else 6  # of a few groups, not of all
+    return run(backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN, **options)
+
+
+@pytest.mark.parametrize(("name", "count"), [("reference", 6), ("cpu", 60)])
+def test_every_schedule_gives_the_same_bits(path: Path, name: str, count: int) -> None:
+    requests = searching(count, 140)
+    backend = load(path, name)
+    wanted = alone(backend, requests)
+    preemptions = 0
+    for schedule in SCHEDULES:
+        found = scheduled(backend, requests, schedule)
+        assert found.answers == wanted.answers, schedule
+        assert found.logits == wanted.logits, schedule
+        preemptions += found.num_preemptions
+    backend.close()
+    assert scheduled(load(path, name, threads=2), requests, "batched") == wanted
+    assert preemptions > (20 if name == "cpu" else 0)
+
+
+def hidden_states_of_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    want = mutant(HiddenStates._want, "begin + sequence.num_scheduled_tokens", "begin + 1")
+    monkeypatch.setattr(HiddenStates, "_want", want)
+
+
+def prefix_cache_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = mutant(HiddenStates.open, "group.max_cached_tokens = 0", "pass")
+    monkeypatch.setattr(HiddenStates, "open", opened)
+
+
+@pytest.mark.parametrize(
+    "defect",
+    [
+        hidden_states_of_another_token,
+        prefix_cache_trusted,
+    ],
+)
+def test_mutants_are_caught(defect: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    backend = load(write_tiny_model(tmp_path / "tiny.gguf", vocab_size=VOCAB_SIZE), "reference")
+    requests = [(prompt, replace(params, max_tokens=4)) for prompt, params in searching(12, 100)[1::3]]
+    wanted = alone(backend, requests)
+    schedules = ("cached", "preempted")
+    assert [scheduled(backend, requests, schedule) for schedule in schedules] == [wanted, wanted]
+    defect(monkeypatch)
+    try:
+        found = [scheduled(backend, requests, schedule) for schedule in schedules]
+    except (AssertionError, ValueError, IndexError, KeyError):
+        return
+    assert found != [wanted, wanted]
+
+
+def answered(engine: CheckedEngine, name: str, params: SamplingParams, prompt: Any = PROMPT, **options: Any) -> Any:
+    """The only answer to a request, once the engine has nothing left to do."""
+    engine.add_request(name, prompt, params, **options)
+    engine.run()
+    reply = engine.replies[name]
+    assert reply.error is None, reply.error
+    (output,) = reply.outputs
+    return output
+
+
+def is_forgotten(engine: CheckedEngine) -> bool:
+    """Whether the engine keeps nothing of any search."""
+    return not any((engine._searches._entries, engine._guidance, engine._hidden_states))
+
+
+@BOTH
+def test_tokens_are_streamed_one_by_one(params: SamplingParams) -> None:
+    engine = make_engine()
+    whole = answered(engine, "whole", params)
+    engine.add_request("streamed", PROMPT, params, stream=True)
+    seen = []
+    while engine.has_unfinished():
+        seen.append(len(engine.step().tokens))
+    assert max(seen) == 1
+    assert engine.replies["streamed"].outputs == [whole]
+    tokens = engine.tokens["streamed"]
+    assert [token.token_id for token in tokens] == whole.token_ids
+    assert "".join(token.text for token in tokens) == whole.text
+    assert [token.finish_reason for token in tokens] == [None] * 8 + ["length"]
+    assert tokens[-1].request_output is engine.replies["streamed"]
+
+
+@BOTH
+def test_stop_strings_and_stop_tokens_end_the_answer(params: SamplingParams) -> None:
+    engine = make_engine()
+    whole = answered(engine, "whole", params)
+    text, tokens = whole.text, whole.token_ids
+    for stream in (False, True):
+        stopped = answered(engine, f"string {stream}", replace(params, stop=text[3:5]), stream=stream)
+        assert (stopped.text, stopped.finish_reason, stopped.stop_reason) == (
+            text[: text.find(text[3:5])],
+            "stop",
+            text[3:5],
+        )
+        stopped = answered(engine, f"token {stream}", replace(params, stop_token_ids=[tokens[4]]), stream=stream)
+        assert stopped.token_ids == tokens[: tokens.index(tokens[4]) + 1]
+        assert (stopped.finish_reason, stopped.stop_reason) == ("stop", tokens[4])
+
+
+@BOTH
+def test_one_token_is_enough(params: SamplingParams) -> None:
+    engine = make_engine()
+    whole = answered(engine, "whole", params)
+    assert answered(engine, "one", replace(params, max_tokens=1)).token_ids == whole.token_ids[:1]
+
+
+@BOTH
+def test_the_answer_goes_to_the_end_of_the_context(params: SamplingParams) -> None:
+    engine = make_engine(max_model_len=80)
+    whole = answered(engine, "whole", replace(params, max_tokens=None))
+    assert (len(whole.token_ids), whole.finish_reason) == (10, "length")
+    if params is GUIDED:  # the longer of the two contexts ends it
+        longer = replace(params, max_tokens=None, negative_prompt=[5] * 75)
+        assert len(answered(engine, "longer", longer).token_ids) == 5
+        assert len(answered(engine, "shorter", longer, prompt=PROMPT[:3]).token_ids) == 5
+
+
+@BOTH
+def test_an_abort_keeps_what_was_chosen(params: SamplingParams) -> None:
+    engine = make_engine(max_num_batched_tokens=30)
+    whole = answered(engine, "whole", params)
+    for stream in (False, True):
+        for steps in range(1, 9):
+            name = f"{stream} {steps}"
+            engine.add_request(name, PROMPT, params, stream=stream)
+            for _ in range(steps):
+                engine.step()
+            engine.abort(name)
+            (output,) = engine.replies[name].outputs
+            assert output.finish_reason == "abort"
+            assert output.token_ids == whole.token_ids[: len(output.token_ids)]
+            assert output.text == whole.text[: len(output.token_ids)]
+            if stream:
+                assert engine.tokens[name][-1].request_output is engine.replies[name]
+    assert len(engine.replies["True 8"].outputs[0].token_ids) > 2
+    engine.scheduler.check_idle()
+
+
+@BOTH
+def test_a_step_that_fails_fails_those_alone_who_fail_alone(params: SamplingParams) -> None:
+    backend = FakeBackend()
+    engine = make_engine(backend=backend, enable_prefix_caching=False)
+    whole = answered(engine, "whole", params)
+    backend.fail_forwards = {backend.num_forwards + 3}  # with both in it; each is then computed alone
+    engine.add_request("searched", PROMPT, params)
+    engine.add_request("beside", PROMPT[:9], SamplingParams(max_tokens=9, temperature=0, ignore_eos=True))
+    engine.run()
+    assert engine.replies["searched"].outputs == [whole]
+    assert engine.replies["beside"].error is None
+    backend.fail_on = whole.token_ids[2]
+    engine.add_request("failed", PROMPT, params, stream=True)
+    engine.run()
+    reply = engine.replies["failed"]
+    assert reply.error is not None
+    assert reply.outputs[0].finish_reason == "error"
+    assert is_forgotten(engine)
+
+
+@BOTH
+def test_a_defect_leaves_nothing_behind(params: SamplingParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    engine.add_request("lost", PROMPT, params, stream=True)
+    for _ in range(4):
+        engine.step()
+    monkeypatch.setattr(SearchBook, "advance", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        engine.step()
+    monkeypatch.undo()
+    (reply,) = engine.reset(caught.value).finished
+    assert isinstance(reply.error, EngineError)
+    assert reply.outputs[0].token_ids == [token.token_id for token in engine.tokens["lost"]]
+    assert is_forgotten(engine)
+    assert answered(engine, "next", params).finish_reason == "length"
+
+
+@BOTH
+def test_metrics_count_what_the_answer_took(params: SamplingParams) -> None:
+    engine = make_engine()
+    engine.add_request("0", PROMPT, params)
+    engine.run()
+    metrics = engine.replies["0"].metrics
+    assert (metrics.prompt_tokens, metrics.output_tokens) == (70, 9)
+    assert [len(times) for times in metrics.token_times] == [9]
+    assert metrics.ttft is not None
+    assert engine.metrics().counters.output_tokens == 9
+
+
+def test_guided_logprobs_are_those_of_both_together() -> None:
+    engine = make_engine()
+    params = replace(GUIDED, temperature=0, logprobs=3)
+    for entry in answered(engine, "0", params).logprobs:
+        assert next(iter(entry.values())).rank == 1
+    assert answered(engine, "1", params).logprobs != answered(engine, "2", replace(params, guidance_scale=3.0)).logprobs
+
+
+def test_a_prefix_that_a_search_computed_serves_others_and_not_the_next_search() -> None:
+    engine = make_engine()
+    whole = answered(engine, "first", CONTRASTIVE)
+    plain = SamplingParams(max_tokens=2, temperature=0)
+    answered(engine, "plain", plain)
+    assert answered(engine, "second", CONTRASTIVE) == whole
+    cached = {name: reply.metrics.cached_tokens for name, reply in engine.replies.items()}
+    assert cached["first"] == cached["second"] == 0
+    assert cached["plain"] >= 64
+    answered(engine, "guided", GUIDED)
+    assert engine.replies["guided"].metrics.cached_tokens >= 64
+
+
+def test_nothing_is_captured_beside_searches_that_know_their_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each token of the context the hidden state is taken once, and of each candidate; of others nothing."""
+    backend = FakeBackend()
+    engine = make_engine(backend=backend, max_num_batched_tokens=40)
+    seen: list[int] = []
+    forward = backend.forward
+
+    def watched(batch: ForwardBatch) -> ForwardOutput:
+        sequences = () if batch.capture is None else batch.capture.sequences
+        seen.append(sum(len(wanted.tokens) for wanted in sequences))
+        return forward(batch)
+
+    monkeypatch.setattr(backend, "forward", watched)
+    answered(engine, "plain", SamplingParams(max_tokens=3, temperature=0))
+    assert not any(seen)
+    seen.clear()
+    answered(engine, "searched", CONTRASTIVE)
+    assert seen == [40, 30] + [4] * 9
+    seen.clear()
+    engine.add_request("preempted", PROMPT, CONTRASTIVE)
+    for _ in range(5):
+        engine.step()
+    engine.scheduler.preempt_last()
+    engine.run()
+    assert engine.replies["preempted"].outputs == engine.replies["searched"].outputs
+    assert sum(seen) == 70 + 9 * 4
+
+
+def test_mutant_that_asks_for_what_is_known_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HiddenStates, "_want", mutant(HiddenStates._want, "max(begin, num_known)", "begin"))
+    with pytest.raises(AssertionError):
+        test_nothing_is_captured_beside_searches_that_know_their_context(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("params", "param", "message"),
+    [
+        (replace(CONTRASTIVE, top_k=9), "top_k", "at most 8 are computed at once"),
+        (replace(GUIDED, negative_prompt=""), "negative_prompt", "negative_prompt: the prompt is empty"),
+        (replace(GUIDED, negative_prompt=[VOCAB_SIZE]), "negative_prompt", "not in the vocabulary"),
+    ],
+)
+def test_what_the_engine_cannot_serve_is_refused(params: SamplingParams, param: str, message: str) -> None:
+    engine = make_engine()
+    with pytest.raises(InvalidRequestError, match=message) as error:
+        engine.add_request("0", PROMPT, params)
+    assert error.value.param == param
+    assert not engine.has_unfinished()
+
+
+@BOTH
+def test_captures_are_refused(params: SamplingParams) -> None:
+    with pytest.raises(InvalidRequestError, match="a capture is of one sequence") as error:
+        make_engine().add_request("0", PROMPT, params, capture=CaptureParams(residual=True))
+    assert error.value.param == "capture"
+
+
+def test_processors_see_the_guided_logits_once() -> None:
+    """And the tokens of the answer alone, whatever the negative prompt is."""
+    calls: list[tuple[list[int], float]] = []
+
+    def watch(token_ids: list[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        calls.append((token_ids, float(logits.max())))
+        return logits
+
+    engine = make_engine()
+    plain = answered(engine, "plain", GUIDED)
+    watched = answered(engine, "watched", replace(GUIDED, logits_processors=[watch], min_tokens=9))
+    assert watched.token_ids == plain.token_ids
+    assert [token_ids for token_ids, _ in calls] == [plain.token_ids[:count] for count in range(9)]
+    guided = calls[0][1]
+    calls.clear()
+    answered(engine, "unguided", replace(GREEDY, logits_processors=[watch]))
+    assert calls[0][1] != guided
+
+
+def test_what_is_ruled_out_is_ruled_out_by_the_answer() -> None:
+    engine = make_engine()
+    plain = answered(engine, "plain", GUIDED)
+    params = replace(GUIDED, banned_token_ids=plain.token_ids[:1], negative_prompt=[5] * 30)
+    assert plain.token_ids[0] not in answered(engine, "banned", params).token_ids
+    assert answered(engine, "long", replace(params, bad_words=["ab"])).finish_reason == "length"
+
+
+def test_a_negative_prompt_that_fills_the_context_is_refused() -> None:
+    with pytest.raises(ContextLengthError, match="negative_prompt: the prompt has 1024 tokens") as error:
+        make_engine().add_request("0", PROMPT, replace(GUIDED, negative_prompt=[3] * 1024))
+    assert error.value.param == "negative_prompt"
+
+
+def test_one_place_is_too_few_for_guidance() -> None:
+    with pytest.raises(InvalidRequestError, match="needs two sequences at once"):
+        make_engine(max_num_seqs=1).add_request("0", PROMPT, GUIDED)
+
+
+def test_a_search_that_the_pool_does_not_hold_is_refused() -> None:
+    engine = make_engine(num_blocks=16, max_model_len=1000)
+    with pytest.raises(CapacityError, match=r"4 sequences of up to 1001 tokens, .* there are 16") as error:
+        engine.add_request("0", PROMPT, replace(CONTRASTIVE, max_tokens=None))
+    assert error.value.param == "max_tokens"
+    assert answered(engine, "1", CONTRASTIVE).finish_reason == "length"
+
+
+@BOTH
+def test_a_full_queue_keeps_nothing_of_a_search(params: SamplingParams) -> None:
+    engine = make_engine(max_waiting=1)
+    engine.add_request("0", PROMPT, GREEDY)
+    with pytest.raises(QueueFullError):
+        engine.add_request("1", PROMPT, params)
+    assert is_forgotten(engine)
+
+
+def test_the_last_token_is_the_negative_prompt_where_none_is_given() -> None:
+    engine = make_engine()
+    without = answered(engine, "without", replace(GUIDED, negative_prompt=None))
+    assert without.token_ids == answered(engine, "last", replace(GUIDED, negative_prompt=PROMPT[-1:])).token_ids
+    text = "".join(ALPHABET[token_id] for token_id in PROMPT[:5])
+    as_text, as_ids = (replace(GUIDED, negative_prompt=negative) for negative in (text, PROMPT[:5]))
+    assert answered(engine, "text", as_text).token_ids == answered(engine, "ids", as_ids).token_ids
+
+
+def test_pausing_changes_nothing() -> None:
+    engine = make_engine(num_blocks=30, max_num_seqs=6, max_num_batched_tokens=40)
+    wanted = {"c": answered(engine, "c alone", CONTRASTIVE), "g": answered(engine, "g alone", GUIDED)}
+    engine.add_request("c", PROMPT, CONTRASTIVE)
+    engine.add_request("g", PROMPT, GUIDED)
+    for number in range(12):
+        name = "cg"[number % 2]
+        engine.step()
+        engine.pause(name)
+        engine.step()
+        if number % 3 == 0:
+            engine.scheduler.preempt_last()
+        engine.resume(name)
+    engine.run()
+    assert {name: engine.replies[name].outputs[0] for name in wanted} == wanted
