@@ -14,6 +14,7 @@
 #include <string>
 
 #include "executor.h"
+#include "sampling/sampling_bindings.h"
 
 namespace nb = nanobind;
 
@@ -51,7 +52,7 @@ class NativeModel {
   public:
     NativeModel(const nb::dict& spec, int num_threads, const std::string& kv_type,
                 const std::optional<std::string>& isa)
-        : isa_(choose_instruction_set(isa)), pool_(num_threads) {
+        : isa_(choose_instruction_set(isa)), pool_(num_threads), sampler_(*isa_.sampling, pool_) {
         parse(spec);
         register_weights(spec);
         const KvType type = kv_type_named(kv_type.c_str());
@@ -138,6 +139,11 @@ class NativeModel {
 
     std::string isa() const { return isa_.name; }
     int num_threads() const { return pool_.num_threads(); }
+
+    nb::tuple sample(const LogitsArray& logits, const RowBytes& rows, const nb::object& tokens, const nb::object& bias,
+                     const nb::object& masks, const nb::object& dry_breakers) {
+        return sample_batch(sampler_, logits, rows, {tokens, bias, masks, dry_breakers});
+    }
 
     void allocate_kv_cache(int num_blocks) {
         require(num_blocks > 0, "num_blocks must be positive");
@@ -365,6 +371,7 @@ class NativeModel {
 
     const InstructionSet& isa_;
     ThreadPool pool_;
+    BatchSampler sampler_;
     Model model_;
     std::map<std::string, std::pair<int, int>> shapes_;
     std::map<std::string, PackedMatrix*> matrices_;
@@ -399,6 +406,8 @@ NB_MODULE(_native, module) {
         .def("copy_blocks", &NativeModel::copy_blocks)
         .def("read_blocks", &NativeModel::read_blocks, nb::arg("blocks"), nb::arg("data").noconvert())
         .def("write_blocks", &NativeModel::write_blocks, nb::arg("blocks"), nb::arg("data").noconvert())
+        .def("sample", &NativeModel::sample, nb::arg("logits").noconvert(), nb::arg("rows"), nb::arg("tokens").none(),
+             nb::arg("bias").none(), nb::arg("masks").none(), nb::arg("dry_breakers").none())
         .def("forward", &NativeModel::forward, nb::arg("input_ids"), nb::arg("positions"), nb::arg("cu_seqlens"),
              nb::arg("kv_lens"), nb::arg("block_tables"), nb::arg("logits_rows"), nb::arg("logits"),
              nb::arg("layers").none(), nb::arg("capture").none())

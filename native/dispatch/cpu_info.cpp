@@ -32,11 +32,15 @@ std::vector<InstructionSet> find_instruction_sets() {
     std::vector<InstructionSet> sets;
 #if defined(__x86_64__) || defined(_M_X64)
     const CpuidFeatures& features = cpuid_features();
-    if (features.has_amx() && request_tiles()) sets.push_back({"amx", &kMatmulKernelsAmx, &kVectorKernelsAvx512});
-    if (features.has_avx512()) sets.push_back({"avx512", &kMatmulKernelsAvx512, &kVectorKernelsAvx512});
-    if (features.has_avx2()) sets.push_back({"avx2", &kMatmulKernelsAvx2, &kVectorKernelsAvx2});
+    if (features.has_amx() && request_tiles()) {
+        sets.push_back({"amx", &kMatmulKernelsAmx, &kVectorKernelsAvx512, &kSamplingKernelsAvx512});
+    }
+    if (features.has_avx512()) {
+        sets.push_back({"avx512", &kMatmulKernelsAvx512, &kVectorKernelsAvx512, &kSamplingKernelsAvx512});
+    }
+    if (features.has_avx2()) sets.push_back({"avx2", &kMatmulKernelsAvx2, &kVectorKernelsAvx2, &kSamplingKernelsAvx2});
 #endif
-    sets.push_back({"portable", &kMatmulKernelsPortable, &kVectorKernelsPortable});
+    sets.push_back({"portable", &kMatmulKernelsPortable, &kVectorKernelsPortable, &kSamplingKernelsPortable});
     return sets;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "matmul.h"
+#include "sampling_kernels.h"
 #include "vector_kernels.h"
 
 namespace pellucid {
@@ -15,6 +16,7 @@ struct InstructionSet {
     const char* name;
     const MatmulKernels* matmul;
     const VectorKernels* vector;
+    const SamplingKernels* sampling;
 };
 
 // Those this machine can run, the best first. Asking for AMX's tile registers is part of finding out.

@@ -1,166 +1,96 @@
 // Choosing tokens. src/pellucid/decoding is the oracle: same survivors, same token, to the bit (docs/decoding.md).
-//
-// Probabilities are integers, rint(2^40 * exp(logit - max)): their sums do not depend on order, instruction set or
-// threads.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <type_traits>
+#include <vector>
+
+#include "sampling_kernels.h"
+#include "sampling_row.h"
 
 namespace pellucid {
 
-constexpr int kWeightBits = 40;
-constexpr int64_t kMaxVocabSize = int64_t{1} << 22;  // weights surely sum to less than 2^63
-constexpr int64_t kMaximaGroup = 256;                // logits that share 16 lane maxima
-constexpr int64_t kWeightChunk = 1024;               // weights that share one sum
-constexpr int kNumTails = 8;                         // thresholds that `estimate_tails` takes
-constexpr int64_t kCollectSlack = 16;                // entries that `collect` may write beyond what it returns
-constexpr uint32_t kStreamSample = 0;                // decoding/rng.py STREAM_SAMPLE
+class Candidates;
+class Penalties;
+class RadixSelect;
 
-constexpr int64_t num_maxima(int64_t n) { return (n + kMaximaGroup - 1) / kMaximaGroup * 16; }
-constexpr int64_t num_weight_chunks(int64_t n) { return (n + kWeightChunk - 1) / kWeightChunk; }
-
-// What depends on the instruction set. scaled(x) = (x - offset) * factor + 0, each operation rounded alone.
-struct SamplingKernels {
-    const char* name;
-
-    // The largest of x[0..n), or NaN where some x is NaN or +inf. maxima[16 * g + l] is the largest of
-    // x[256 * g + l + 16 * j], j < 16; -inf where there is none.
-    float (*row_max)(const float* x, int64_t n, float* maxima);
-
-    // weights[i] = 2^40 * exp(scaled(x[i])) in float32, for scaled(x) <= 0; the weight itself is rint of it.
-    // chunk_sums[c] is the exact sum of the integer weights of chunk c. Returns the sum of all.
-    uint64_t (*exp_weights)(const float* x, int64_t n, float offset, float factor, float* weights,
-                            uint64_t* chunk_sums);
-
-    // Writes, by rising index, the index and scaled(x) of every x with scaled(x) >= threshold; returns how many.
-    int64_t (*collect)(const float* x, int64_t n, float offset, float factor, float threshold, int32_t* ids,
-                       float* values);
-
-    // tails[j] = about the sum of the weights below thresholds[j], from a sample of them. Only ever a hint.
-    void (*estimate_tails)(const float* weights, int64_t n, const float* thresholds, float* tails);
-};
-
-extern const SamplingKernels kSamplingKernelsPortable;
-#if defined(__x86_64__) || defined(_M_X64)
-extern const SamplingKernels kSamplingKernelsAvx2;    // AVX2, FMA, F16C
-extern const SamplingKernels kSamplingKernelsAvx512;  // AVX-512 F, BW, DQ, VL
-#endif
-
-// How to choose one token: a record of SAMPLING_DTYPE (core/batch.py), where the fields are described. A test holds
-// names, types and offsets against it.
-struct SamplingRow {
-    float temperature = 1.0f;  // 0: greedy
-    float dynatemp_range = 0.0f;
-    float dynatemp_exponent = 1.0f;
-    float top_n_sigma = 0.0f;
-    int32_t top_k = 0;   // 0: all
-    float top_p = 1.0f;  // 1: all
-    float min_p = 0.0f;  // 0: all
-    float typical_p = 1.0f;
-    float epsilon_cutoff = 0.0f;
-    float eta_cutoff = 0.0f;
-    float xtc_probability = 0.0f;
-    float xtc_threshold = 0.0f;
-    int32_t mirostat = 0;
-    float mirostat_tau = 0.0f;
-    float mirostat_eta = 0.0f;
-    float mirostat_mu = 0.0f;
-    float repetition_penalty = 1.0f;
-    float presence_penalty = 0.0f;
-    float frequency_penalty = 0.0f;
-    float dry_multiplier = 0.0f;
-    float dry_base = 0.0f;
-    int32_t dry_allowed_length = 0;
-    int32_t dry_penalty_last_n = 0;
-    int32_t no_repeat_ngram_size = 0;
-    int32_t num_prompt_tokens = 0;
-    int32_t num_logprobs = -1;
-    int32_t processed_logprobs = 0;
-    uint32_t sequence_index = 0;
-    uint32_t position = 0;
-    uint64_t seed = 0;
-};
-static_assert(sizeof(SamplingRow) == 128 && std::is_standard_layout_v<SamplingRow>);
+constexpr uint32_t kStreamSample = 0;  // decoding/rng.py STREAM_SAMPLE
+constexpr uint32_t kStreamXtc = 1;     // STREAM_XTC
 
 // Counter and key of the draw (Philox4x32-10, Salmon et al., 2011): decoding/rng.py draw_bits.
 uint64_t draw_bits(uint64_t seed, uint32_t sequence_index, uint32_t position, uint32_t stream);
 
-// Samples rows of at most `max_vocab_size` logits, one at a time; one sampler a thread. A row's result depends on its
-// arguments alone. Logits are finite or -inf, at least one finite: otherwise `begin_row` says no.
+// Samples rows of at most `max_vocab_size` logits, one at a time; one sampler a thread. A row's answer depends on its
+// arguments alone.
 class Sampler {
   public:
     Sampler(const SamplingKernels& kernels, int64_t max_vocab_size);
+    ~Sampler();
 
-    // Takes a row for the calls below. Returns false where it cannot be sampled (see describe_bad_logits).
-    bool begin_row(const float* logits, int64_t vocab_size);
+    // Chooses the next token of a row; `logits` may be overwritten.
+    RowStatus sample(float* logits, int64_t vocab_size, const RowInput& input, RowOutput& output);
 
-    // The token that `bits` chooses among the survivors of the transforms.
-    int32_t choose(const SamplingRow& row, uint64_t bits);
-
-    // Survivors of the transforms by rising id, with their integer weights. Temperature is above 0.
+    // The distribution that `sample` draws from: tokens by rising id, with their integer weights. Temperature is above
+    // 0. Valid until the next call.
     struct Survivors {
-        const int32_t* ids;
-        const uint64_t* weights;
-        int64_t size;
-        uint64_t total;
+        Span<int32_t> ids;
+        Span<uint64_t> weights;
     };
-    Survivors survivors(const SamplingRow& row);
-
-    // Natural log of the raw softmax at `token`.
-    float raw_logprob(int32_t token);
-
-    // The `count` most probable tokens with their raw log-probabilities, most probable first, lower id first on a tie.
-    // Returns how many there are: min(count, vocab_size).
-    int64_t top_logprobs(int64_t count, int32_t* ids, float* logprobs);
+    RowStatus survivors(float* logits, int64_t vocab_size, const RowInput& input, Survivors& kept);
 
     int64_t max_vocab_size() const { return max_vocab_size_; }
 
   private:
-    struct Cut {
-        uint32_t key;        // order_key of the last value kept
-        uint64_t remaining;  // measure that the values equal to it still have to reach
-    };
+    // Bias, penalties and masks, in place; then the row is taken for what follows.
+    RowStatus begin(float* logits, int64_t vocab_size, const RowInput& input);
+    // Returns false where there is NaN or +inf, or nothing but -inf.
+    bool take(const float* logits, int64_t vocab_size);
+
+    // These look at (logits - max) * factor + 0.
+    float temperature_factor(const SamplingRow& row);
+    void scale(float factor);
+    uint64_t exp_all();
+    double mean_gap();
+
+    // Each leaves the tokens that survive in candidates_, or returns false where all of the row do.
+    bool truncate(const SamplingRow& row);
+    bool truncate_by_mirostat(const SamplingRow& row);
+    bool mirostat_top_k(float mu);
+    // Leaves at least the survivors of the first transform before XTC that drops any; false where none does.
+    bool collect(const SamplingRow& row);
+    void collect_top(int64_t k, float offset, float factor);
+    void collect_heavy(double floor);
+    void collect_nucleus(float top_p);
+    double guess_floor(double tail) const;
+    double sigma_floor(float n);
 
     int32_t first_max() const;
-    int32_t draw_from_all(float factor, uint64_t bits);
-    uint64_t exp_all(float factor);
-    int64_t collect_top(int64_t k, float offset, float factor);
-    Survivors collect_top_k(int64_t k, float factor);
-    Survivors collect_nucleus(float top_p, float factor);
-    Survivors collect_above(float floor, float factor);
-    float guess_floor(double tail) const;
-    int64_t keep_min_p(int64_t size, float min_p);
-
-    template <typename Value>
-    int64_t weigh(int64_t size, const float* exps, Value value_of);
-    template <typename Measure>
-    Cut find_cut(const float* values, int64_t size, uint64_t target, Measure measure);
-    template <typename Measure, typename Move>
-    int64_t keep_prefix(int64_t size, uint64_t target, Measure measure, Move move);
+    int32_t draw(bool truncated, uint64_t bits);
+    float next_mu(bool truncated, int32_t token, const SamplingRow& row);
+    void report_processed(bool truncated, const SamplingRow& row, RowOutput& output);
+    void report_top(double max, double log_total, RowOutput& output);
 
     const SamplingKernels& kernels_;
     int64_t max_vocab_size_;
     const float* logits_ = nullptr;
     int64_t vocab_size_ = 0;
     float max_ = 0.0f;
-    float exp_factor_ = 0.0f;  // the factor for which exp_ and chunk_sums_ hold the whole row; 0: none
+    float factor_ = 1.0f;
+    bool has_exp_ = false;  // exp_, chunk_sums_ and exp_total_ belong to the row and the factor
     uint64_t exp_total_ = 0;
 
+    std::unique_ptr<RadixSelect> select_;
+    std::unique_ptr<Candidates> candidates_;
+    std::unique_ptr<Penalties> penalties_;
     std::unique_ptr<float[]> maxima_;
+    std::unique_ptr<float[]> scaled_maxima_;
     std::unique_ptr<float[]> exp_;
     std::unique_ptr<uint64_t[]> chunk_sums_;
-    // Candidates: parallel arrays by rising id. A value is the logit after temperature.
-    std::unique_ptr<int32_t[]> ids_;
-    std::unique_ptr<float[]> values_;
-    std::unique_ptr<uint64_t[]> weights_;
-    std::unique_ptr<uint64_t[]> pending_;
-    std::unique_ptr<uint64_t[]> bins_;
+    std::vector<uint64_t> ranked_;
 };
 
-// Why begin_row said no, in the oracle's words.
+// Why a row has kBadLogits, in the oracle's words.
 std::string describe_bad_logits(const float* logits, int64_t vocab_size, int64_t row);
 
 }  // namespace pellucid

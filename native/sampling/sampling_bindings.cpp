@@ -1,22 +1,16 @@
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include "sampling_bindings.h"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <cstring>
 #include <limits>
-#include <memory>
-#include <optional>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "cpuid_features.h"
-#include "sampling.h"
+#include "cpu_info.h"
+#include "sampling_fields.h"
 
 namespace nb = nanobind;
 
@@ -24,26 +18,20 @@ namespace pellucid {
 
 namespace {
 
-using Rows = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// By the names of the backend's instruction sets; amx adds nothing to sampling.
-const SamplingKernels& kernels_for(const std::optional<std::string>& isa) {
-    std::vector<std::pair<std::string, const SamplingKernels*>> available;
-#if defined(__x86_64__) || defined(_M_X64)
-    const CpuidFeatures& features = cpuid_features();
-    if (features.has_amx()) available.emplace_back("amx", &kSamplingKernelsAvx512);
-    if (features.has_avx512()) available.emplace_back("avx512", &kSamplingKernelsAvx512);
-    if (features.has_avx2()) available.emplace_back("avx2", &kSamplingKernelsAvx2);
-#endif
-    available.emplace_back("portable", &kSamplingKernelsPortable);
-    if (!isa) return *available.front().second;
-    std::string names;
-    for (const auto& [name, kernels] : available) {
-        if (*isa == name) return *kernels;
-        names += (names.empty() ? "" : ", ") + name;
+const char* numpy_name(FieldType type) {
+    switch (type) {
+        case FieldType::kFloat32:
+            return "float32";
+        case FieldType::kInt32:
+            return "int32";
+        case FieldType::kUint32:
+            return "uint32";
+        default:
+            return "uint64";
     }
-    throw nb::value_error(("no instruction set '" + *isa + "' on this machine; it has " + names).c_str());
 }
 
 // Raises a class of pellucid.core.errors.
@@ -54,92 +42,89 @@ const SamplingKernels& kernels_for(const std::optional<std::string>& isa) {
     throw nb::python_error();
 }
 
-struct Field {
-    const char* name;
-    const char* type;  // numpy's name
-    size_t offset;
-};
-
-template <typename T>
-constexpr const char* numpy_name() {
-    if (std::is_same_v<T, float>) return "float32";
-    if (std::is_same_v<T, int32_t>) return "int32";
-    return std::is_same_v<T, uint32_t> ? "uint32" : "uint64";
+void check_vocab_size(int64_t vocab_size) {
+    if (vocab_size >= 1 && vocab_size <= kMaxVocabSize) return;
+    raise_typed("BackendError", "vocabulary of " + std::to_string(vocab_size) + " tokens; 1 to " +
+                                    std::to_string(kMaxVocabSize) + " can be sampled");
 }
 
-#define FIELD(name) \
-    Field { #name, numpy_name<decltype(SamplingRow::name)>(), offsetof(SamplingRow, name) }
-constexpr Field kFields[] = {
-    FIELD(temperature),
-    FIELD(dynatemp_range),
-    FIELD(dynatemp_exponent),
-    FIELD(top_n_sigma),
-    FIELD(top_k),
-    FIELD(top_p),
-    FIELD(min_p),
-    FIELD(typical_p),
-    FIELD(epsilon_cutoff),
-    FIELD(eta_cutoff),
-    FIELD(xtc_probability),
-    FIELD(xtc_threshold),
-    FIELD(mirostat),
-    FIELD(mirostat_tau),
-    FIELD(mirostat_eta),
-    FIELD(mirostat_mu),
-    FIELD(repetition_penalty),
-    FIELD(presence_penalty),
-    FIELD(frequency_penalty),
-    FIELD(dry_multiplier),
-    FIELD(dry_base),
-    FIELD(dry_allowed_length),
-    FIELD(dry_penalty_last_n),
-    FIELD(no_repeat_ngram_size),
-    FIELD(num_prompt_tokens),
-    FIELD(num_logprobs),
-    FIELD(processed_logprobs),
-    FIELD(sequence_index),
-    FIELD(position),
-    FIELD(seed),
-};
-#undef FIELD
-
-template <typename T, typename Valid>
-void check(const char* name, T SamplingRow::* field, const SamplingRow* rows, size_t num_rows, Valid valid,
-           const char* wanted) {
-    for (size_t row = 0; row < num_rows; ++row) {
-        const T value = rows[row].*field;
-        if (valid(value)) continue;
-        raise_typed("InvalidRequestError",
-                    std::string(name) + " of row " + std::to_string(row) + " is " +
-                        nb::cast<std::string>(nb::str(nb::cast(value))) + "; it must be " + wanted,
-                    name);
+void check_ranges(const std::vector<SamplingRow>& rows) {
+    for (const SamplingField& field : kSamplingFields) {
+        if (field.wanted == nullptr) continue;
+        for (size_t row = 0; row < rows.size(); ++row) {
+            const double value = field.value(rows[row]);
+            if (field.in_range(value)) continue;
+            raise_typed("InvalidRequestError",
+                        std::string(field.name) + " of row " + std::to_string(row) + " is " +
+                            nb::cast<std::string>(nb::str(nb::cast(value))) + "; it must be " + field.wanted,
+                        field.name);
+        }
     }
 }
 
-void check_ranges(const SamplingRow* rows, size_t num_rows) {
-    check(
-        "temperature", &SamplingRow::temperature, rows, num_rows, [](float t) { return t >= 0.0f && std::isfinite(t); },
-        "0 (greedy) or above");
-    check("top_k", &SamplingRow::top_k, rows, num_rows, [](int32_t k) { return k >= 0; }, "0 (keep all) or above");
-    check(
-        "top_p", &SamplingRow::top_p, rows, num_rows, [](float p) { return p > 0.0f && p <= 1.0f; },
-        "above 0 and at most 1");
-    check("min_p", &SamplingRow::min_p, rows, num_rows, [](float p) { return p >= 0.0f && p <= 1.0f; }, "from 0 to 1");
-    check(
-        "num_logprobs", &SamplingRow::num_logprobs, rows, num_rows, [](int32_t n) { return n >= -1; },
-        "-1 (none) or above");
-}
-
-// Scratch stays with the thread: page faults on fresh memory would cost more than the sampling.
-Sampler& thread_sampler(const SamplingKernels& kernels, int64_t vocab_size) {
-    thread_local const SamplingKernels* current = nullptr;
-    thread_local std::unique_ptr<Sampler> sampler;
-    if (current != &kernels || !sampler || sampler->max_vocab_size() < vocab_size) {
-        sampler = std::make_unique<Sampler>(kernels, vocab_size);
-        current = &kernels;
+// The entries of a SamplingBatch's lists, as the sampler takes them.
+class Inputs {
+  public:
+    Inputs(const RowBytes& row_bytes, const SamplingLists& lists, int64_t vocab_size)
+        : rows_(row_bytes.shape(0) / sizeof(SamplingRow)), inputs_(rows_.size()) {
+        if (row_bytes.shape(0) != rows_.size() * sizeof(SamplingRow)) {
+            throw nb::value_error("rows are not whole records of SAMPLING_DTYPE");
+        }
+        if (!rows_.empty()) std::memcpy(rows_.data(), row_bytes.data(), row_bytes.shape(0));
+        check_ranges(rows_);
+        for (size_t row = 0; row < rows_.size(); ++row) inputs_[row].row = &rows_[row];
+        each(lists.tokens, "tokens", [&](RowInput& input, nb::handle entry) { input.tokens = span<int32_t>(entry); });
+        each(lists.bias, "bias", [&](RowInput& input, nb::handle entry) {
+            const auto pair = nb::cast<nb::tuple>(entry);
+            const auto values = span<float>(pair[1]);
+            input.bias_ids = span<int32_t>(pair[0]);
+            input.bias_values = values.data;
+            if (values.size != input.bias_ids.size) throw nb::value_error("bias has not as many values as token ids");
+        });
+        each(lists.masks, "masks", [&](RowInput& input, nb::handle entry) {
+            const auto mask = span<uint32_t>(entry);
+            if (mask.size != (vocab_size + 31) / 32) {
+                raise_typed("BackendError", "the mask of row " + std::to_string(&input - inputs_.data()) + " has " +
+                                                std::to_string(mask.size) + " words for a vocabulary of " +
+                                                std::to_string(vocab_size) + " tokens");
+            }
+            input.mask = mask.data;
+        });
+        each(lists.dry_breakers, "dry_breakers", [&](RowInput& input, nb::handle entry) {
+            input.dry_breakers = span<int32_t>(entry);
+            if (!std::is_sorted(input.dry_breakers.begin(), input.dry_breakers.end())) {
+                throw nb::value_error("dry_breakers are not ascending");
+            }
+        });
     }
-    return *sampler;
-}
+
+    size_t size() const { return inputs_.size(); }
+    const RowInput* data() const { return inputs_.data(); }
+
+  private:
+    template <typename Take>
+    void each(const nb::object& list, const char* name, Take take) {
+        if (list.is_none()) return;
+        const auto entries = nb::cast<nb::list>(list);
+        if (entries.size() != inputs_.size()) {
+            throw nb::value_error((std::string(name) + " does not have an entry a row").c_str());
+        }
+        for (size_t row = 0; row < inputs_.size(); ++row) {
+            if (!entries[row].is_none()) take(inputs_[row], entries[row]);
+        }
+    }
+
+    template <typename T>
+    Span<T> span(nb::handle entry) {
+        const auto array = nb::cast<Vector<T>>(entry, false);
+        kept_.push_back(nb::borrow(entry));
+        return {array.data(), static_cast<int64_t>(array.shape(0))};
+    }
+
+    std::vector<SamplingRow> rows_;
+    std::vector<RowInput> inputs_;
+    std::vector<nb::object> kept_;  // while the interpreter is released
+};
 
 template <typename T, typename... Sizes>
 nb::object to_numpy(std::vector<T>&& values, Sizes... sizes) {
@@ -148,83 +133,106 @@ nb::object to_numpy(std::vector<T>&& values, Sizes... sizes) {
     return nb::cast(nb::ndarray<nb::numpy, T>(owned->data(), {static_cast<size_t>(sizes)...}, owner));
 }
 
-void check_vocab_size(int64_t vocab_size) {
-    if (vocab_size >= 1 && vocab_size <= kMaxVocabSize) return;
-    raise_typed("BackendError", "vocabulary of " + std::to_string(vocab_size) + " tokens; 1 to " +
-                                    std::to_string(kMaxVocabSize) + " can be sampled");
-}
+}  // namespace
 
-nb::tuple sample(const Logits& logits, const Rows& row_bytes, const std::optional<std::string>& isa) {
-    const size_t num_rows = row_bytes.shape(0) / sizeof(SamplingRow);
+nb::tuple sample_batch(BatchSampler& sampler, const LogitsArray& logits, const RowBytes& row_bytes,
+                       const SamplingLists& lists) {
+    constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
     const auto vocab_size = static_cast<int64_t>(logits.shape(1));
+    const size_t num_rows = row_bytes.shape(0) / sizeof(SamplingRow);
     if (logits.shape(0) != num_rows) {
         raise_typed("BackendError", "logits have shape (" + std::to_string(logits.shape(0)) + ", " +
                                         std::to_string(vocab_size) + "), but there are " + std::to_string(num_rows) +
                                         " rows to sample");
     }
-    const auto* rows = reinterpret_cast<const SamplingRow*>(row_bytes.data());
-    check_ranges(rows, num_rows);
     check_vocab_size(vocab_size);
+    const Inputs inputs(row_bytes, lists, vocab_size);
 
-    const SamplingKernels& kernels = kernels_for(isa);
-    int32_t width = 0;
-    for (size_t row = 0; row < num_rows; ++row) width = std::max(width, rows[row].num_logprobs);
-    width = std::min(width, static_cast<int32_t>(vocab_size));
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    std::vector<int32_t> token_ids(num_rows), top_ids(num_rows * width, -1);
-    std::vector<float> logprobs(num_rows, nan), top_logprobs(num_rows * width, nan);
-    size_t row = 0;
+    int64_t width = 0;
+    bool uses_mirostat = false;
+    for (size_t row = 0; row < num_rows; ++row) {
+        width = std::max<int64_t>(width, inputs.data()[row].row->num_logprobs);
+        uses_mirostat = uses_mirostat || inputs.data()[row].row->mirostat != 0;
+    }
+    width = std::min(width, vocab_size);
+    const auto stride = static_cast<size_t>(width);
+    std::vector<int32_t> token_ids(num_rows, kNothingAllowed), top_ids(num_rows * stride, -1);
+    std::vector<float> logprobs(num_rows, kNaN), top_logprobs(num_rows * stride, kNaN), mirostat_mu(num_rows);
+    std::vector<RowOutput> outputs(num_rows);
+    std::vector<RowStatus> statuses(num_rows);
+    for (size_t row = 0; row < num_rows; ++row) {
+        outputs[row].top_ids = top_ids.data() + row * stride;
+        outputs[row].top_logprobs = top_logprobs.data() + row * stride;
+    }
     {
         nb::gil_scoped_release release;
-        Sampler& sampler = thread_sampler(kernels, vocab_size);
-        for (; row < num_rows; ++row) {
-            if (!sampler.begin_row(logits.data() + row * vocab_size, vocab_size)) break;
-            const SamplingRow& params = rows[row];
-            const uint64_t bits = draw_bits(params.seed, params.sequence_index, params.position, kStreamSample);
-            token_ids[row] = sampler.choose(params, bits);
-            if (params.num_logprobs < 0) continue;
-            logprobs[row] = sampler.raw_logprob(token_ids[row]);
-            sampler.top_logprobs(params.num_logprobs, top_ids.data() + row * width, top_logprobs.data() + row * width);
-        }
+        sampler.sample(logits.data(), static_cast<int64_t>(num_rows), vocab_size, inputs.data(), outputs.data(),
+                       statuses.data());
     }
-    if (row < num_rows) {
-        raise_typed("BackendError",
-                    describe_bad_logits(logits.data() + row * vocab_size, vocab_size, static_cast<int64_t>(row)));
+    for (size_t row = 0; row < num_rows; ++row) {
+        const RowOutput& output = outputs[row];
+        const SamplingRow& wanted = *inputs.data()[row].row;
+        mirostat_mu[row] = wanted.mirostat_mu;
+        if (statuses[row] == RowStatus::kBadLogits) {
+            raise_typed("BackendError", describe_bad_logits(logits.data() + row * static_cast<size_t>(vocab_size),
+                                                            vocab_size, static_cast<int64_t>(row)));
+        }
+        const bool chosen = statuses[row] == RowStatus::kOk;
+        const auto first_unused = chosen ? row * stride + static_cast<size_t>(output.num_top) : row * stride;
+        std::fill(top_ids.begin() + first_unused, top_ids.begin() + (row + 1) * stride, -1);
+        std::fill(top_logprobs.begin() + first_unused, top_logprobs.begin() + (row + 1) * stride, kNaN);
+        if (!chosen) continue;
+        token_ids[row] = output.token;
+        mirostat_mu[row] = output.mirostat_mu;
+        if (wanted.num_logprobs >= 0) logprobs[row] = output.logprob;
     }
     return nb::make_tuple(to_numpy(std::move(token_ids), num_rows), to_numpy(std::move(logprobs), num_rows),
-                          to_numpy(std::move(top_ids), num_rows, width),
-                          to_numpy(std::move(top_logprobs), num_rows, width));
+                          to_numpy(std::move(top_ids), num_rows, stride),
+                          to_numpy(std::move(top_logprobs), num_rows, stride),
+                          uses_mirostat ? to_numpy(std::move(mirostat_mu), num_rows) : nb::none());
 }
 
-nb::tuple survivors(
-    const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& logits,
-    const nb::ndarray<const uint8_t, nb::shape<sizeof(SamplingRow)>, nb::c_contig, nb::device::cpu>& row_bytes,
-    const std::optional<std::string>& isa) {
-    const auto vocab_size = static_cast<int64_t>(logits.shape(0));
+namespace {
+
+nb::tuple sample(const LogitsArray& logits, const RowBytes& rows, const nb::object& tokens, const nb::object& bias,
+                 const nb::object& masks, const nb::object& dry_breakers, const std::optional<std::string>& isa,
+                 int threads) {
+    ThreadPool pool(threads);
+    BatchSampler sampler(*choose_instruction_set(isa).sampling, pool);
+    return sample_batch(sampler, logits, rows, {tokens, bias, masks, dry_breakers});
+}
+
+nb::object survivors(const LogitsArray& logits, const RowBytes& rows, const nb::object& tokens, const nb::object& bias,
+                     const nb::object& masks, const nb::object& dry_breakers, const std::optional<std::string>& isa) {
+    const auto vocab_size = static_cast<int64_t>(logits.shape(1));
     check_vocab_size(vocab_size);
-    Sampler& sampler = thread_sampler(kernels_for(isa), vocab_size);
-    if (!sampler.begin_row(logits.data(), vocab_size)) {
-        raise_typed("BackendError", describe_bad_logits(logits.data(), vocab_size, 0));
-    }
-    SamplingRow row;
-    std::memcpy(&row, row_bytes.data(), sizeof row);
-    const Sampler::Survivors kept = sampler.survivors(row);
-    return nb::make_tuple(to_numpy(std::vector<int32_t>(kept.ids, kept.ids + kept.size), kept.size),
-                          to_numpy(std::vector<uint64_t>(kept.weights, kept.weights + kept.size), kept.size));
+    const Inputs inputs(rows, {tokens, bias, masks, dry_breakers}, vocab_size);
+    if (logits.shape(0) != 1 || inputs.size() != 1) throw nb::value_error("survivors are of one row");
+    Sampler sampler(*choose_instruction_set(isa).sampling, vocab_size);
+    Sampler::Survivors kept;
+    const RowStatus status = sampler.survivors(logits.data(), vocab_size, *inputs.data(), kept);
+    if (status == RowStatus::kNothingLeft) return nb::none();
+    if (status == RowStatus::kBadLogits) raise_typed("BackendError", describe_bad_logits(logits.data(), vocab_size, 0));
+    return nb::make_tuple(to_numpy(std::vector<int32_t>(kept.ids.begin(), kept.ids.end()), kept.ids.size),
+                          to_numpy(std::vector<uint64_t>(kept.weights.begin(), kept.weights.end()), kept.weights.size));
 }
 
 }  // namespace
 
 void bind_sampling(nb::module_& module) {
     nb::list fields;
-    for (const Field& field : kFields) fields.append(nb::make_tuple(field.name, field.type, field.offset));
+    for (const SamplingField& field : kSamplingFields) {
+        fields.append(nb::make_tuple(field.name, numpy_name(field.type), field.offset));
+    }
     module.attr("SAMPLING_FIELDS") = fields;
-    module.def("sample", &sample, nb::arg("logits"), nb::arg("rows"), nb::arg("isa") = nb::none(),
-               "Choose one token a row; `logits` are [num_rows, vocab_size], `rows` the bytes of a SamplingBatch's.\n"
-               "Returns the arrays of a SampledTokens, in order. Raises as pellucid.decoding.sampler.sample does.");
-    module.def("survivors", &survivors, nb::arg("logits"), nb::arg("row"), nb::arg("isa") = nb::none(),
-               "Tokens of one row [vocab_size] that survive the transforms, by rising id, and their integer weights:\n"
-               "int32 and uint64 [n]. `row` is the bytes of one of a SamplingBatch's.");
+    module.def("sample", &sample, nb::arg("logits").noconvert(), nb::arg("rows"), nb::arg("tokens") = nb::none(),
+               nb::arg("bias") = nb::none(), nb::arg("masks") = nb::none(), nb::arg("dry_breakers") = nb::none(),
+               nb::arg("isa") = nb::none(), nb::arg("threads") = 1, "`Model.sample` without a model.");
+    module.def("survivors", &survivors, nb::arg("logits").noconvert(), nb::arg("rows"), nb::arg("tokens") = nb::none(),
+               nb::arg("bias") = nb::none(), nb::arg("masks") = nb::none(), nb::arg("dry_breakers") = nb::none(),
+               nb::arg("isa") = nb::none(),
+               "The distribution that one row, [1, vocab_size], is drawn from: tokens by rising id and their integer\n"
+               "weights, int32 and uint64 [n]. None where the masks leave nothing. Temperature is above 0.");
 }
 
 }  // namespace pellucid

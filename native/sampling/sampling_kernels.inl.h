@@ -1,13 +1,13 @@
 // The sampling kernels, on the sixteen lanes of simd.h. Included by one translation unit an instruction set.
 #pragma once
 
-#include "sampling.h"
+#include "sampling_kernels.h"
 #include "simd.h"
 
 namespace pellucid {
 inline namespace PELLUCID_SIMD_NAMESPACE {
 
-// ---- what simd.h does not have: exact sums of rounded weights, and compaction --------------------------------------
+// ---- what simd.h does not have: float64 lanes, exact sums of rounded numbers, and compaction -----------------------
 
 #if defined(PELLUCID_SIMD_AVX512)
 
@@ -18,6 +18,22 @@ PELLUCID_INLINE U64x16 zero_u64() { return {_mm512_setzero_si512(), _mm512_setze
 PELLUCID_INLINE U64x16 add_rounded(U64x16 sum, F32x16 x) {
     return {_mm512_add_epi64(sum.lo, _mm512_cvtps_epi64(_mm512_castps512_ps256(x.v))),
             _mm512_add_epi64(sum.hi, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(x.v, 1)))};
+}
+struct F64x16 {
+    __m512d lo, hi;
+};
+PELLUCID_INLINE F64x16 zero_f64() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+PELLUCID_INLINE F64x16 widen(F32x16 x) {
+    return {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1))};
+}
+PELLUCID_INLINE F64x16 add(F64x16 a, F64x16 b) { return {_mm512_add_pd(a.lo, b.lo), _mm512_add_pd(a.hi, b.hi)}; }
+PELLUCID_INLINE F64x16 mul(F64x16 a, F64x16 b) { return {_mm512_mul_pd(a.lo, b.lo), _mm512_mul_pd(a.hi, b.hi)}; }
+PELLUCID_INLINE void store(double* p, F64x16 a) {
+    _mm512_storeu_pd(p, a.lo);
+    _mm512_storeu_pd(p + 8, a.hi);
+}
+PELLUCID_INLINE U64x16 add_rounded(U64x16 sum, F64x16 x) {
+    return {_mm512_add_epi64(sum.lo, _mm512_cvtpd_epi64(x.lo)), _mm512_add_epi64(sum.hi, _mm512_cvtpd_epi64(x.hi))};
 }
 PELLUCID_INLINE uint64_t reduce_add(U64x16 a) {
     return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(a.lo, a.hi)));
@@ -43,17 +59,39 @@ PELLUCID_INLINE U64x16 zero_u64() {
     const __m256i zero = _mm256_setzero_si256();
     return {{zero, zero, zero, zero}};
 }
+struct F64x16 {
+    __m256d v[4];
+};
+PELLUCID_INLINE F64x16 zero_f64() {
+    const __m256d zero = _mm256_setzero_pd();
+    return {{zero, zero, zero, zero}};
+}
+PELLUCID_INLINE F64x16 widen(F32x16 x) {
+    return {{_mm256_cvtps_pd(_mm256_castps256_ps128(x.lo)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.lo, 1)),
+             _mm256_cvtps_pd(_mm256_castps256_ps128(x.hi)), _mm256_cvtps_pd(_mm256_extractf128_ps(x.hi, 1))}};
+}
+PELLUCID_INLINE F64x16 add(F64x16 a, F64x16 b) {
+    return {{_mm256_add_pd(a.v[0], b.v[0]), _mm256_add_pd(a.v[1], b.v[1]), _mm256_add_pd(a.v[2], b.v[2]),
+             _mm256_add_pd(a.v[3], b.v[3])}};
+}
+PELLUCID_INLINE F64x16 mul(F64x16 a, F64x16 b) {
+    return {{_mm256_mul_pd(a.v[0], b.v[0]), _mm256_mul_pd(a.v[1], b.v[1]), _mm256_mul_pd(a.v[2], b.v[2]),
+             _mm256_mul_pd(a.v[3], b.v[3])}};
+}
+PELLUCID_INLINE void store(double* p, F64x16 a) {
+    for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, a.v[i]);
+}
 // 2^52 + x, in float64, holds x rounded to an integer in its low mantissa bits.
-PELLUCID_INLINE __m256i add_rounded(__m256i sum, __m128 x) {
+PELLUCID_INLINE __m256i add_rounded(__m256i sum, __m256d x) {
     const __m256d magic = _mm256_set1_pd(0x1p52);
-    const __m256i rounded = _mm256_castpd_si256(_mm256_add_pd(_mm256_cvtps_pd(x), magic));
+    const __m256i rounded = _mm256_castpd_si256(_mm256_add_pd(x, magic));
     return _mm256_add_epi64(sum, _mm256_sub_epi64(rounded, _mm256_castpd_si256(magic)));
 }
-PELLUCID_INLINE U64x16 add_rounded(U64x16 sum, F32x16 x) {
-    return {{add_rounded(sum.v[0], _mm256_castps256_ps128(x.lo)), add_rounded(sum.v[1], _mm256_extractf128_ps(x.lo, 1)),
-             add_rounded(sum.v[2], _mm256_castps256_ps128(x.hi)),
-             add_rounded(sum.v[3], _mm256_extractf128_ps(x.hi, 1))}};
+PELLUCID_INLINE U64x16 add_rounded(U64x16 sum, F64x16 x) {
+    return {{add_rounded(sum.v[0], x.v[0]), add_rounded(sum.v[1], x.v[1]), add_rounded(sum.v[2], x.v[2]),
+             add_rounded(sum.v[3], x.v[3])}};
 }
+PELLUCID_INLINE U64x16 add_rounded(U64x16 sum, F32x16 x) { return add_rounded(sum, widen(x)); }
 PELLUCID_INLINE uint64_t reduce_add(U64x16 a) {
     uint64_t lanes[4];
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes),
@@ -67,17 +105,36 @@ struct U64x16 {
     uint64_t lane[kLanes];
 };
 PELLUCID_INLINE U64x16 zero_u64() { return {}; }
-PELLUCID_INLINE U64x16 add_rounded(U64x16 sum, F32x16 x) {
+struct F64x16 {
+    double lane[kLanes];
+};
+PELLUCID_INLINE F64x16 zero_f64() { return {}; }
+PELLUCID_INLINE F64x16 widen(F32x16 x) {
     float lanes[kLanes];
     store(lanes, x);
+    F64x16 r;
+    for (int i = 0; i < kLanes; ++i) r.lane[i] = static_cast<double>(lanes[i]);
+    return r;
+}
+PELLUCID_INLINE F64x16 add(F64x16 a, F64x16 b) {
+    for (int i = 0; i < kLanes; ++i) a.lane[i] += b.lane[i];
+    return a;
+}
+PELLUCID_INLINE F64x16 mul(F64x16 a, F64x16 b) {
+    for (int i = 0; i < kLanes; ++i) a.lane[i] *= b.lane[i];
+    return a;
+}
+PELLUCID_INLINE void store(double* p, F64x16 a) { memcpy(p, a.lane, sizeof a.lane); }
+PELLUCID_INLINE U64x16 add_rounded(U64x16 sum, F64x16 x) {
     for (int i = 0; i < kLanes; ++i) {
-        const double rounded = static_cast<double>(lanes[i]) + 0x1p52;
+        const double rounded = x.lane[i] + 0x1p52;
         uint64_t bits;
         memcpy(&bits, &rounded, sizeof bits);
         sum.lane[i] += bits - 0x4330000000000000u;
     }
     return sum;
 }
+PELLUCID_INLINE U64x16 add_rounded(U64x16 sum, F32x16 x) { return add_rounded(sum, widen(x)); }
 PELLUCID_INLINE uint64_t reduce_add(U64x16 a) {
     uint64_t sum = 0;
     for (int i = 0; i < kLanes; ++i) sum += a.lane[i];
@@ -184,6 +241,84 @@ static uint64_t exp_weights(const float* x, int64_t n, float offset, float facto
     return total;
 }
 
+// x >= 0, rounded to an integer.
+PELLUCID_INLINE F32x16 round_not_negative(F32x16 x) {
+    const F32x16 magic = broadcast(0x1p23f);
+    return select(less(x, magic), sub(add(x, magic), magic), x);
+}
+
+PELLUCID_INLINE U64x16 add_gaps(U64x16 sum, F32x16 x, F32x16 weight) {
+    const Mask16 weighty = less(broadcast(0.5f), weight);
+    return add_rounded(sum, mul(widen(round_not_negative(weight)), widen(select(weighty, sub(zero(), x), zero()))));
+}
+
+static uint64_t gap_sum(const float* x, int64_t n, float offset, float factor, const float* weights) {
+    const F32x16 offsets = broadcast(offset), factors = broadcast(factor);
+    U64x16 sum = zero_u64();
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        sum = add_gaps(sum, scale_shifted(load(x + i), offsets, factors), load(weights + i));
+    }
+    if (i < n) {
+        const int left = static_cast<int>(n - i);
+        sum =
+            add_gaps(sum, scale_shifted(load_partial(x + i, left), offsets, factors), load_partial(weights + i, left));
+    }
+    return reduce_add(sum);
+}
+
+static int64_t spread(const float* x, int64_t n, float offset, float factor, double* sum, double* sum_of_squares) {
+    const F32x16 offsets = broadcast(offset), factors = broadcast(factor), lowest = broadcast(-__builtin_inff());
+    F64x16 sums = zero_f64(), squares = zero_f64();
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += kLanes) {
+        const F32x16 v = scale_shifted(load_or(x + i, n - i, -__builtin_inff()), offsets, factors);
+        const Mask16 alive = less(lowest, v);
+        const F64x16 gap = widen(select(alive, sub(zero(), v), zero()));
+        count += __builtin_popcount(mask_bits(alive));
+        sums = add(sums, gap);
+        squares = add(squares, mul(gap, gap));
+    }
+    double sum_lanes[kLanes], square_lanes[kLanes];
+    store(sum_lanes, sums);
+    store(square_lanes, squares);
+    *sum = *sum_of_squares = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        *sum += sum_lanes[lane];
+        *sum_of_squares += square_lanes[lane];
+    }
+    return count;
+}
+
+static int64_t count_finite(const float* x, int64_t n) {
+    const F32x16 lowest = broadcast(-__builtin_inff());
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += kLanes) {
+        count += __builtin_popcount(mask_bits(less(lowest, load_or(x + i, n - i, -__builtin_inff()))));
+    }
+    return count;
+}
+
+static float apply_mask(float* x, int64_t n, const uint32_t* mask) {
+    const int32_t bit_of_lane[kLanes] = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                                         1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+    const I32x16 lane_bits = load_i32(bit_of_lane);
+    const F32x16 lowest = broadcast(-__builtin_inff()), infinity = broadcast(__builtin_inff());
+    F32x16 largest = lowest;
+    Mask16 all_valid = first_lanes(kLanes);
+    for (int64_t i = 0; i < n; i += kLanes) {
+        const int left = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+        const F32x16 v = load_or(x + i, n - i, -__builtin_inff());
+        const auto bits16 = static_cast<int32_t>(mask[i >> 5] >> (i & 16) & 0xffff);
+        const Mask16 allowed = less(broadcast_i32(0), bit_and(broadcast_i32(bits16), lane_bits));
+        const Mask16 valid = less(v, infinity);
+        all_valid = mask_and(all_valid, valid);
+        largest = max(largest, v);
+        store_partial(x + i, select(mask_and(valid, mask_not(allowed)), lowest, v), left);
+    }
+    return mask_bits(all_valid) == 0xffff ? reduce_max(largest) : __builtin_nanf("");
+}
+
 static int64_t collect(const float* x, int64_t n, float offset, float factor, float threshold, int32_t* ids,
                        float* values) {
     const F32x16 offsets = broadcast(offset), factors = broadcast(factor), thresholds = broadcast(threshold);
@@ -224,6 +359,10 @@ constexpr SamplingKernels sampling_kernels(const char* name) {
         .name = name,
         .row_max = row_max,
         .exp_weights = exp_weights,
+        .gap_sum = gap_sum,
+        .spread = spread,
+        .count_finite = count_finite,
+        .apply_mask = apply_mask,
         .collect = collect,
         .estimate_tails = estimate_tails,
     };

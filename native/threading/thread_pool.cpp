@@ -4,6 +4,8 @@
 #include <chrono>
 #include <utility>
 
+#include "float_state.h"
+
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -67,21 +69,6 @@ void wait_while_equal(const std::atomic<uint32_t>& value, uint32_t old, bool spi
     value.wait(old, std::memory_order_acquire);
 }
 
-// Round to nearest, exceptions masked, subnormals flushed; restores what was there.
-class FloatState {
-  public:
-#if defined(__x86_64__) || defined(_M_X64)
-    FloatState() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80u | 0x8040u); }
-    ~FloatState() { _mm_setcsr(saved_); }
-
-  private:
-    unsigned saved_;
-#else
-    FloatState() {}
-    ~FloatState() {}
-#endif
-};
-
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads)
@@ -128,7 +115,7 @@ void ThreadPool::stop() {
 void ThreadPool::abandon_workers() { new std::vector<std::thread>(std::exchange(workers_, {})); }
 
 void ThreadPool::run_erased(Task task, void* context) {
-    FloatState state;
+    const FloatState state(Subnormals::kFlushed);
     if (num_threads_ == 1) {
         task(context, 0);
         return;
@@ -146,7 +133,7 @@ void ThreadPool::run_erased(Task task, void* context) {
 }
 
 void ThreadPool::worker(int thread) {
-    FloatState state;
+    const FloatState state(Subnormals::kFlushed);
     uint32_t seen = 0;
     for (;;) {
         wait_while_equal(generation_, seen, spins_, kSpinBetweenRuns);

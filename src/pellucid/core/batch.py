@@ -136,7 +136,7 @@ class SamplingBatch:
         tokens: the prompt and the output so far, int32 [num_tokens], of each row whose penalties look at them.
         bias: token ids int32 [n], without repetition, and what is added to their logits, float32 [n].
         masks: uint32 [ceil(vocab_size / 32)]; token t may be chosen where bit t % 32 of word t // 32 is set.
-        dry_breakers: token ids int32 [n] that end a repetition for DRY.
+        dry_breakers: token ids int32 [n], ascending, that end a repetition for DRY.
     """
 
     rows: NDArray[np.void]

@@ -178,7 +178,7 @@ class SequenceGroup:
         sampling_record: how its tokens are chosen: the bytes of a record of SAMPLING_DTYPE, which lacks the sequence's
             index, the token's position and mirostat's state.
         logit_bias: token ids int32 [n] and what is added to their logits, float32 [n]; None for nothing.
-        dry_breakers: token ids int32 [n] that end a repetition for DRY; None for none.
+        dry_breakers: token ids int32 [n], ascending, that end a repetition for DRY; None for none.
         stop_token_ids: token ids that end a sequence, end-of-sequence tokens included unless ignored.
         eos_token_ids: the end-of-sequence tokens among them.
         priority: lower runs first; equal ones in order of arrival.

@@ -1,11 +1,16 @@
 """Types of the compiled module (native/bindings.cpp)."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.capture import StepCapture
+
+_Sampled: TypeAlias = tuple[
+    NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32] | None
+]
 
 MAX_HEAD_DIM: int
 SAMPLING_FIELDS: list[tuple[str, str, int]]
@@ -35,6 +40,15 @@ class Model:
         capture: StepCapture | None,
     ) -> bool: ...
     def project(self, hidden: NDArray[np.float32], normalize: bool, logits: NDArray[np.float32]) -> bool: ...
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        rows: NDArray[np.uint8],
+        tokens: list[NDArray[np.int32] | None] | None,
+        bias: list[tuple[NDArray[np.int32], NDArray[np.float32]] | None] | None,
+        masks: list[NDArray[np.uint32] | None] | None,
+        dry_breakers: list[NDArray[np.int32] | None] | None,
+    ) -> _Sampled: ...
     @property
     def block_bytes(self) -> int: ...
     @property
@@ -60,8 +74,21 @@ def measure_read_bandwidth(threads: int, bytes: int = ..., seconds: float = ...)
 def measure_int8_peak(threads: int, isa: str, seconds: float = ...) -> float: ...
 def measure_f32_peak(threads: int, isa: str, seconds: float = ...) -> float: ...
 def sample(
-    logits: NDArray[np.float32], rows: NDArray[np.uint8], isa: str | None = None
-) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]: ...
+    logits: NDArray[np.float32],
+    rows: NDArray[np.uint8],
+    tokens: list[NDArray[np.int32] | None] | None = None,
+    bias: list[tuple[NDArray[np.int32], NDArray[np.float32]] | None] | None = None,
+    masks: list[NDArray[np.uint32] | None] | None = None,
+    dry_breakers: list[NDArray[np.int32] | None] | None = None,
+    isa: str | None = None,
+    threads: int = 1,
+) -> _Sampled: ...
 def survivors(
-    logits: NDArray[np.float32], row: NDArray[np.uint8], isa: str | None = None
+    logits: NDArray[np.float32],
+    rows: NDArray[np.uint8],
+    tokens: list[NDArray[np.int32] | None] | None = None,
+    bias: list[tuple[NDArray[np.int32], NDArray[np.float32]] | None] | None = None,
+    masks: list[NDArray[np.uint32] | None] | None = None,
+    dry_breakers: list[NDArray[np.int32] | None] | None = None,
+    isa: str | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint64]]: ...

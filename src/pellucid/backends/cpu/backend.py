@@ -178,7 +178,16 @@ class CpuBackend:
         return logits
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
-        return SampledTokens(*_native.sample(logits, sampling.rows.view(np.uint8), self.isa))
+        return SampledTokens(
+            *self._open().sample(
+                logits,
+                sampling.rows.view(np.uint8),
+                sampling.tokens,
+                sampling.bias,
+                sampling.masks,
+                sampling.dry_breakers,
+            )
+        )
 
     def close(self) -> None:
         self._model = None
