@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,44 +10,222 @@ import pytest
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.core.structured_outputs import StructuredOutputsParams
 
 NAN, INF, HUGE = math.nan, math.inf, 10**400
+INT32_MAX = 2**31 - 1
+FIELDS = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+NOT_NUMBERS = ("5", b"5", [5], {5: 5}, {5}, 1j, object())
 
 
-def test_defaults_are_vllms() -> None:
-    params = SamplingParams()
-    assert (params.max_tokens, params.temperature, params.top_k, params.top_p, params.min_p) == (16, 1.0, 0, 1.0, 0.0)
-    assert (params.seed, params.logprobs, params.n, params.min_tokens, params.ignore_eos) == (None, None, 1, 0, False)
-    assert (params.stop_strings, params.stop_token_ids, params.include_stop_str_in_output) == ((), (), False)
+def real(low: float, high: float, *, above: bool = False) -> tuple[list[Any], list[str]]:
+    """Values that a number from `low` (or above it) to `high` cannot be, and what the refusal tells of the range."""
+    beyond = [low - 0.001, math.nextafter(low, -INF), math.nextafter(high, INF), 2 * high + 1, -1e308, 1e308]
+    values = [*beyond, NAN, INF, -INF, HUGE, -HUGE, True, False, None, *NOT_NUMBERS]
+    return [*values, low] if above else values, [f"{low:g}", f"{high:g}"]
+
+
+def integer(low: int, high: int, *, optional: bool = False, shown: Sequence[str] = ()) -> tuple[list[Any], list[str]]:
+    """The same for an integer; `optional` ones may be None."""
+    beyond = [low - 1, low - 1000, high + 1, high + 2**63, 2**64, -(2**63), HUGE, -HUGE]
+    values = [*beyond, 1.0, 0.5, NAN, INF, -INF, True, False]
+    return [*values, *NOT_NUMBERS, *([] if optional else [None])], list(shown or (str(low), str(high)))
+
+
+def boolean() -> tuple[list[Any], list[str]]:
+    return [0, 1, 2, -1, HUGE, 0.0, 1.0, NAN, None, *NOT_NUMBERS, "", "true"], ["true or false"]
+
+
+def strings(count: int, characters: int) -> tuple[list[Any], list[str]]:
+    too_many = [str(number) for number in range(count + 1)]
+    values = [
+        "",
+        [""],
+        ["a", ""],
+        too_many,
+        "a" * (characters + 1),
+        ["a", None],
+        [1],
+        [b"a"],
+        [NAN],
+        0,
+        5,
+        1.5,
+        NAN,
+        HUGE,
+    ]
+    return [*values, True, False, b"a", b"", {"a": 1}, {}], [str(count), str(characters)]
+
+
+def token_ids(count: int) -> tuple[list[Any], list[str]]:
+    of_each = [[-1], [2**31], [2**63], [HUGE], [True], ["a"], [1.0], [NAN], [INF], [None], [[1]], [1, -1]]
+    return [*of_each, range(count + 1), 0, 5, 1.5, NAN, HUGE, True, False, "5", "", b"5", b"", {5: 5}, {}], [f"{count}"]
+
+
+REFUSED: dict[str, tuple[list[Any], list[str]]] = {
+    "max_tokens": integer(1, INT32_MAX, optional=True),
+    "temperature": ([*real(0, 1e4)[0], 1e-5, 1e-308], ["0", "0.0001", "10000"]),
+    "top_k": integer(-1, INT32_MAX),
+    "top_p": real(0, 1, above=True),
+    "min_p": real(0, 1),
+    "seed": integer(0, 2**64 - 1, optional=True, shown=("0", "2^64 - 1")),
+    "ignore_eos": boolean(),
+    "stop": strings(64, 1024),
+    "stop_token_ids": token_ids(1024),
+    "include_stop_str_in_output": boolean(),
+    "logprobs": integer(0, 20, optional=True),
+    "n": integer(1, 128),
+    "min_tokens": integer(0, INT32_MAX),
+    "skip_special_tokens": boolean(),
+    "detokenize": boolean(),
+    "dynatemp_range": real(0, 1e4),
+    "dynatemp_exponent": real(0, 100, above=True),
+    "top_n_sigma": real(0, 1000),
+    "typical_p": real(0, 1, above=True),
+    "epsilon_cutoff": real(0, 0.9),
+    "eta_cutoff": real(0, 0.9),
+    "xtc_probability": real(0, 1),
+    "xtc_threshold": real(0, 1),
+    "mirostat": integer(0, 2),
+    "mirostat_tau": real(0, 100, above=True),
+    "mirostat_eta": real(0, 1, above=True),
+    "allowed_token_ids": token_ids(2**20),
+    "banned_token_ids": token_ids(2**20),
+    "bad_words": strings(1024, 1024),
+    "structured_outputs": (
+        [0, 1, NAN, True, False, "", "{}", b"{}", {}, {"json": {}}, [], HUGE],
+        ["StructuredOutputs"],
+    ),
+    "repetition_penalty": real(0, 100, above=True),
+    "presence_penalty": real(-2, 2),
+    "frequency_penalty": real(-2, 2),
+    "dry_multiplier": real(0, 100),
+    "dry_base": real(1, 10),
+    "dry_allowed_length": integer(1, INT32_MAX),
+    "dry_penalty_last_n": integer(-1, INT32_MAX),
+    "dry_sequence_breakers": strings(64, 1024),
+    "no_repeat_ngram_size": integer(0, INT32_MAX),
+    "logit_bias": (
+        [{1: value} for value in real(-100, 100)[0]]
+        + [{key: 1.0} for key in (-1, 2**31, HUGE, True, 1.0, NAN, "1", None)]
+        + [
+            [(1, 2, 3)],
+            [1],
+            [(1,)],
+            ["ab"],
+            dict.fromkeys(range(4097), 1),
+            0,
+            5,
+            1.5,
+            NAN,
+            HUGE,
+            True,
+            False,
+            "",
+            "5",
+            b"5",
+        ],
+        ["-100", "100"],
+    ),
+    "logits_processors": (
+        [[1], ["a"], [None], [len, 5], [len] * 17, 0, 5, NAN, True, False, "", "len", b"", {}, {"a": len}],
+        ["16 functions"],
+    ),
+    "logprobs_mode": (["", "RAW", "raw ", 0, 1, NAN, True, None, [], b"raw", HUGE], ['"raw" or "processed"']),
+    "prompt_logprobs": integer(0, 20, optional=True),
+    "best_of": integer(1, 128, optional=True),
+    "echo": boolean(),
+    "strip": boolean(),
+    "num_beams": integer(1, 128),
+    "num_beam_groups": integer(1, 128),
+    "diversity_penalty": real(0, 100),
+    "length_penalty": real(-10, 10),
+    "early_stopping": ([0, 1, NAN, None, "", "always", b"never", [], HUGE], ['"never"']),
+    "penalty_alpha": real(0, 1),
+    "dola_layers": (
+        [
+            "",
+            "middle",
+            b"low",
+            [],
+            [-1],
+            [HUGE],
+            [True],
+            [1.0],
+            ["low"],
+            range(1025),
+            0,
+            5,
+            NAN,
+            True,
+            False,
+            {},
+            {1: 2},
+        ],
+        ['"low", "high"'],
+    ),
+    "guidance_scale": real(0, 100),
+    "negative_prompt": (
+        [[-1], [HUGE], [True], [1.0], [NAN], ["a"], range(2**20 + 1), 0, 5, NAN, True, False, b"a", {}, {1: 2}],
+        [f"{2**20}"],
+    ),
+    "speculative": boolean(),
+}
+"""For every field: values that it cannot have, and what the refusal says of its range."""
+
+
+def test_every_field_has_its_row() -> None:
+    assert set(REFUSED) == set(FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_refusals_name_the_parameter_and_its_range(name: str) -> None:
+    values, range_texts = REFUSED[name]
+    messages = []
+    for value in values:
+        error = refusal(**{name: value})
+        assert error.param == name, error
+        assert error.message.startswith(name)
+        assert len(error.message) < 300
+        messages.append(error.message)
+    for text in range_texts:
+        assert any(text in message for message in messages), text
+
+
+def refusal(**params: Any) -> InvalidRequestError:
+    try:
+        SamplingParams(**params)
+    except InvalidRequestError as error:
+        return error
+    raise AssertionError(f"{str(params)[:100]} was taken")
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
+    ("params", "param"),
     [
-        ("max_tokens", [0, -1, 2**31, 2**63, HUGE, 1.0, NAN, True, "5", [5]]),
-        ("temperature", [-0.1, 1e-308, 1e5, NAN, INF, -INF, HUGE, True, "1", None, 1j]),
-        ("top_k", [-2, 2**31, 2**63, HUGE, 1.5, NAN, True, None, "5"]),
-        ("top_p", [0, -0.1, 1.0001, NAN, INF, HUGE, True, None]),
-        ("min_p", [-0.1, 1.0001, NAN, INF, HUGE, True, None]),
-        ("seed", [-1, 2**64, HUGE, 1.0, NAN, True, "1"]),
-        ("logprobs", [-1, 21, 2**31, 2**63, HUGE, True, 1.0]),
-        ("n", [0, -1, 129, 2**31, 2**63, HUGE, True, None, 1.0]),
-        ("min_tokens", [-1, 17, 2**63, HUGE, True, None]),
-        ("ignore_eos", [0, 1, None, "true"]),
-        ("include_stop_str_in_output", [0, None]),
-        ("skip_special_tokens", [1, None]),
-        ("detokenize", [1, None]),
-        ("stop", ["", ["a", ""], ["a"] * 10_000, ["a" * 2000], [1], 5, b"a", {"a": 1}, [None]]),
-        ("stop_token_ids", [[-1], [2**31], [HUGE], [True], ["a"], [1.0], 5, "5", list(range(10_000))]),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"min_tokens": 17}, "min_tokens"),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ({"stop": "a", "detokenize": False}, "stop"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"structured_outputs": StructuredOutputsParams(regex="a"), "ignore_eos": True}, "ignore_eos"),
+        ({"mirostat": 1, "top_n_sigma": 1}, "mirostat"),
+        ({"mirostat": 2, "top_k": 5}, "mirostat"),
+        ({"mirostat": 1, "top_p": 0.5}, "mirostat"),
+        ({"mirostat": 1, "min_p": 0.5}, "mirostat"),
+        ({"mirostat": 2, "typical_p": 0.5}, "mirostat"),
+        ({"mirostat": 1, "epsilon_cutoff": 0.5}, "mirostat"),
+        ({"mirostat": 2, "eta_cutoff": 0.5}, "mirostat"),
+        ({"mirostat": 1, "xtc_probability": 0.5}, "mirostat"),
     ],
 )
-def test_refusals_name_the_parameter(name: str, values: list[Any]) -> None:
-    for value in values:
-        with pytest.raises(InvalidRequestError) as caught:
+def test_what_contradicts_each_other_is_refused(params: dict[str, Any], param: str) -> None:
+    for name, value in params.items():
+        if name not in ("min_tokens", "allowed_token_ids"):
             SamplingParams(**{name: value})
-        assert caught.value.param == name
-        assert caught.value.message.startswith(name)
-        assert len(caught.value.message) < 300
+    error = refusal(**params)
+    assert error.param == param
+    assert all(name in error.message for name in params)
 
 
 def test_values_are_resolved() -> None:
@@ -80,11 +259,6 @@ def test_unknown_parameters_are_refused() -> None:
         SamplingParams(gradient_penalty=1.0)  # type: ignore[call-arg]
 
 
-def test_stop_strings_need_text() -> None:
-    with pytest.raises(InvalidRequestError, match="detokenize"):
-        SamplingParams(stop="a", detokenize=False)
-
-
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -104,13 +278,6 @@ def test_what_is_taken(name: str, values: list[Any]) -> None:
 def test_negative_prompts_are_text_or_token_ids() -> None:
     for value in ("text", [1, 2]):
         hash(SamplingParams(guidance_scale=1.5, negative_prompt=value))
-
-
-def test_mirostat_stands_alone() -> None:
-    for name, value in (("top_k", 5), ("top_p", 0.5), ("xtc_probability", 0.5)):
-        with pytest.raises(InvalidRequestError, match=name) as caught:
-            SamplingParams(mirostat=2, **{name: value})
-        assert caught.value.param == "mirostat"
 
 
 def test_pairs_of_logit_bias_are_ordered_and_unique() -> None:

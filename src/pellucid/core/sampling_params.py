@@ -254,9 +254,9 @@ class SamplingParams:
             "dry_sequence_breakers", self.dry_sequence_breakers, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS
         )
         self._set("dry_sequence_breakers", breakers)
-        self._set("stop_token_ids", check_token_ids("stop_token_ids", self.stop_token_ids or (), MAX_STOP_TOKEN_IDS))
-        banned = check_token_ids("banned_token_ids", self.banned_token_ids or (), MAX_LISTED_TOKEN_IDS)
-        self._set("banned_token_ids", banned)
+        for name, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("banned_token_ids", MAX_LISTED_TOKEN_IDS)):
+            token_ids = getattr(self, name)
+            self._set(name, () if token_ids is None else check_token_ids(name, token_ids, most))
         if self.allowed_token_ids is not None:
             allowed = check_token_ids("allowed_token_ids", self.allowed_token_ids, MAX_LISTED_TOKEN_IDS)
             if not allowed:
@@ -425,7 +425,7 @@ def _logits_processors(value: Any) -> tuple[LogitsProcessor, ...]:
     range_text = f"up to {MAX_LOGITS_PROCESSORS} functions of token ids and logits"
     if value is None:
         return ()
-    if not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise refusal("logits_processors", value, f"a list of {range_text}")
     processors = tuple(value)
     if len(processors) > MAX_LOGITS_PROCESSORS:
