@@ -113,6 +113,38 @@ def test_json_logprobs(answer, chat_model: str) -> None:
     assert all(item["logprob"] <= 0 for step in result["logprobs"] for item in step)
 
 
+def test_several_answers(generate, answer, chat_model: str) -> None:
+    options = ("--raw", "hi", "--n", "2", "--temperature", "1", "--seed", "3", "--max-tokens", "4", "--ignore-eos")
+    whole = answer(chat_model, *options)
+    assert whole["text"] == whole["outputs"][0]["text"]
+    assert whole["token_ids"] != whole["outputs"][1]["token_ids"]
+    code, out, _ = generate(chat_model, *options)
+    assert code == 0
+    shown = [
+        f"[{number}]\n" + each["text"].removesuffix("\n") + "\n" for number, each in enumerate(whole["outputs"], 1)
+    ]
+    assert out == "".join(shown)
+    best = answer(chat_model, *options, "--best-of", "3", "--logprobs", "0")
+    means = [each["cumulative_logprob"] / len(each["token_ids"]) for each in best["outputs"]]
+    assert means == sorted(means, reverse=True)
+    (line, *_) = generate(chat_model, "--raw", "hi", "--best-of", "3", "--max-tokens", "2")[1].splitlines()
+    assert line != "[1]"
+    assert len(generate(chat_model, *options, "--logprobs", "1")[1].splitlines()) == 2 + 2 * 4
+
+
+def test_an_echo(generate, answer, chat_model: str) -> None:
+    options = ("--raw", "hi", "--max-tokens", "2", "--ignore-eos")
+    plain, echo = answer(chat_model, *options), answer(chat_model, *options, "--echo", "--prompt-logprobs", "1")
+    assert echo["text"] == "hi" + plain["text"]
+    assert echo["token_ids"] == plain["prompt_token_ids"] + plain["token_ids"]
+    first, second = echo["prompt_logprobs"]
+    assert first is None
+    assert second[0]["token_id"] == plain["prompt_token_ids"][1]
+    lines = generate(chat_model, *options, "--echo", "--logprobs", "1")[1].splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "'h'"
+
+
 def test_what_cut_the_answer_off_is_said(generate, chat_model: str) -> None:
     context = ("--max-model-len", "64", "--ignore-eos", "--no-timing")
     assert generate(chat_model, "--raw", "hi", *context)[2] == "(cut off: the context of 64 tokens is full)"

@@ -107,6 +107,28 @@ def test_an_answer(llm: LLM) -> None:
     }
 
 
+def test_parameters_of_every_kind(llm: LLM) -> None:
+    lines = [
+        line("best", prompt="hello", best_of=3, n=2, logprobs=0, seed=3, ignore_eos=True),
+        line("echo", prompt="hello", echo=True, max_tokens=0, logprobs=1),
+        line("words", prompt="hello", bad_words=["a", "bc"], banned_token_ids=[4], prompt_logprobs=1, strip=True),
+        line("none", prompt="hello", allowed_token_ids=[4], banned_token_ids=[4]),
+    ]
+    best, echo, words, none = (answer["response"] for _, answer in sorted(run(llm, lines).answers.items()))
+    assert [choice["index"] for choice in best["body"]["choices"]] == [0, 1]
+    assert best["body"]["usage"]["completion_tokens"] == 3 * 16
+    means = [sum(choice["logprobs"]["token_logprobs"]) for choice in best["body"]["choices"]]  # of 16 tokens each
+    assert means[0] > means[1]
+    (choice,) = echo["body"]["choices"]
+    assert (choice["text"], choice["logprobs"]["tokens"]) == ("hello", list("hello"))
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    assert max(choice["logprobs"]["token_logprobs"][1:]) < 0
+    (choice,) = words["body"]["choices"]
+    assert not {"a", "d"} & {*choice["text"]}
+    assert [entry is None for entry in choice["prompt_logprobs"]] == [True] + [False] * 4
+    assert (none["status_code"], none["body"]["error"]["param"]) == (400, "allowed_token_ids")
+
+
 def test_a_chat(llm: LLM) -> None:
     messages = [{"role": "user", "content": "hi"}]
     lines = [line("a", "/v1/chat/completions", messages=messages, temperature=0, max_completion_tokens=5, n=2)]
@@ -130,7 +152,7 @@ def test_a_chat(llm: LLM) -> None:
         ({"body": {"model": "m"}}, 400, "prompt"),
         ({"body": {"prompt": "a"}}, 400, "model"),
         ({"body": {"model": "gpt-4", "prompt": "a"}}, 404, "model"),
-        ({"body": {"model": "m", "prompt": "a", "logit_bias": {"5": 1}}}, 400, "logit_bias"),
+        ({"body": {"model": "m", "prompt": "a", "logit_bias": {"a": 1}}}, 400, "logit_bias"),
         ({"body": {"model": "m", "prompt": "a", "n": 5}}, 400, "n"),
         ({"body": {"model": "m", "prompt": ""}}, 400, "prompt"),
         ({"body": {"model": "m", "prompt": [99]}}, 400, "prompt"),

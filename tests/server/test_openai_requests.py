@@ -39,28 +39,78 @@ def test_the_least_bodies() -> None:
     assert not request.is_chat
 
 
+VALUES: dict[str, Any] = {
+    "max_tokens": 5,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "seed": 7,
+    "ignore_eos": True,
+    "stop": ["a", "b"],
+    "stop_token_ids": [4],
+    "include_stop_str_in_output": True,
+    "n": 2,
+    "min_tokens": 1,
+    "skip_special_tokens": False,
+    "detokenize": True,
+    "dynatemp_range": 0.2,
+    "dynatemp_exponent": 2,
+    "top_n_sigma": 1.5,
+    "typical_p": 0.9,
+    "epsilon_cutoff": 0.001,
+    "eta_cutoff": 0.002,
+    "xtc_probability": 0.5,
+    "xtc_threshold": 0.2,
+    "mirostat": 0,
+    "mirostat_tau": 3,
+    "mirostat_eta": 0.2,
+    "allowed_token_ids": [1, 2],
+    "banned_token_ids": [2],
+    "bad_words": ["a"],
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "dry_multiplier": 0.8,
+    "dry_base": 2,
+    "dry_allowed_length": 3,
+    "dry_penalty_last_n": 64,
+    "dry_sequence_breakers": [","],
+    "no_repeat_ngram_size": 3,
+    "logit_bias": {"5": 1, "7": -100},
+    "logprobs_mode": "processed",
+    "prompt_logprobs": 1,
+    "best_of": 3,
+    "strip": True,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0,
+    "length_penalty": 2,
+    "early_stopping": "never",
+    "penalty_alpha": 0,
+    "dola_layers": "low",
+    "guidance_scale": 1,
+    "negative_prompt": None,
+    "speculative": False,
+}
+
+
 @EITHER
 def test_every_sampling_parameter_can_be_given(parse: Any) -> None:
-    values = {
-        "max_tokens": 5,
-        "temperature": 0.5,
-        "top_k": 3,
-        "top_p": 0.9,
-        "min_p": 0.1,
-        "seed": 7,
-        "ignore_eos": True,
-        "stop": ["a", "b"],
-        "stop_token_ids": [4],
-        "include_stop_str_in_output": True,
-        "n": 2,
-        "min_tokens": 1,
-        "skip_special_tokens": False,
-        "detokenize": True,
-    }
-    names = [field.name for field in fields(SamplingParams)]
-    assert {*values, "logprobs"} == set(names[: names.index("dynatemp_range")])
-    assert parse(**values).sampling_params == SamplingParams(**values)
+    others = {"logprobs", "echo", "structured_outputs", "logits_processors"}  # which are tested by themselves
+    assert {*VALUES, *others} == {field.name for field in fields(SamplingParams)}
+    expected = SamplingParams(**VALUES | {"logit_bias": {5: 1, 7: -100}})
+    assert parse(**VALUES).sampling_params == expected
     assert parse(stop="a").sampling_params.stop == ("a",)
+
+
+def test_the_prompt_alone() -> None:
+    request = completion(echo=True, max_tokens=0, logprobs=1)
+    assert request.is_prompt_only
+    assert request.sampling_params == SamplingParams(max_tokens=1, echo=True, logprobs=1)
+    request = completion(echo=True, max_tokens=1)
+    assert not request.is_prompt_only
+    assert request.sampling_params.echo
 
 
 def test_log_probabilities() -> None:
@@ -94,7 +144,7 @@ def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
         for value in values:
             assert parse(**{name: value}) == parse(), name
     assert parse(user="me") == parse()
-    assert parse(frequency_penalty=0.0) == parse()
+    assert parse(frequency_penalty=0.0, logit_bias={}, best_of=None) == parse()
 
 
 @EITHER
@@ -103,9 +153,23 @@ def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
     [
         ("stream", True, "not supported"),
         ("stream", 0, "not supported"),
-        ("frequency_penalty", 0.5, "not supported"),
-        ("frequency_penalty", False, "not supported"),
-        ("logit_bias", {"5": 1}, "not supported"),
+        ("frequency_penalty", 2.5, "frequency_penalty must be"),
+        ("frequency_penalty", False, "frequency_penalty must be"),
+        ("logit_bias", {"-5": 1}, "written in digits"),
+        ("logit_bias", {"5.0": 1}, "written in digits"),
+        ("logit_bias", {"": 1}, "written in digits"),
+        ("logit_bias", {"\u0665": 1}, "written in digits"),
+        ("logit_bias", {"1" * 5000: 1}, "written in digits"),
+        ("logit_bias", {"5": 1, "05": 2}, "twice"),
+        ("logit_bias", {"5": 101}, "logit_bias must be"),
+        ("logit_bias", {"5": "1"}, "logit_bias must be"),
+        ("logit_bias", [[5, 1]], "logit_bias must be"),
+        ("logit_bias", 5, "logit_bias must be"),
+        ("logits_processors", ["len"], "not a parameter"),
+        ("best_of", 129, "best_of must be"),
+        ("prompt_logprobs", 21, "prompt_logprobs must be"),
+        ("dola_layers", "middle", "dola_layers must be"),
+        ("speculative", 1, "speculative must be"),
         ("temprature", 1, "did you mean temperature?"),
         ("xyzzy", 1, "not a parameter"),
         ("user", 5, "a string"),
@@ -165,9 +229,10 @@ def test_what_a_chat_refuses(body: dict[str, Any], param: str) -> None:
         ({"prompt": ["a"] * 2049}, "prompt"),
         ({"logprobs": True}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),
-        ({"echo": True}, "echo"),
+        ({"echo": 1}, "echo"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
         ({"suffix": "x"}, "suffix"),
-        ({"best_of": 2}, "best_of"),
+        ({"n": 3, "best_of": 2}, "best_of"),
         ({"messages": MESSAGES}, "messages"),
         ({"max_completion_tokens": 5}, "max_completion_tokens"),
     ],

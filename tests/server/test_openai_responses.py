@@ -23,6 +23,9 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])
 
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(i for i in ids if i or not skip_special_tokens).decode("utf-8", "replace")
+
 
 TOKENIZER: Any = ByteTokenizer()
 
@@ -40,7 +43,11 @@ def output_of(data: bytes, text: str, *, index: int = 0, logprobs: bool = True) 
 
 
 def body_of(is_chat: bool, *outputs: RequestOutput, **options: Any) -> dict[str, Any]:
-    request = GenerationRequest("m", ["p"], SamplingParams(), is_chat, options.get("return_token_ids", False))
+    params = options.get("params", SamplingParams())
+    prompt_only = options.get("is_prompt_only", False)
+    request = GenerationRequest("m", ["p"], params, is_chat, options.get("return_token_ids", False), prompt_only)
+    for output in outputs:
+        output.metrics.output_tokens = sum(len(completion.token_ids) for completion in output.outputs)
     body = response_body(request, outputs, TOKENIZER, name="0123", created=17)
     json.dumps(body, allow_nan=False)
     return body
@@ -100,6 +107,56 @@ def test_log_probabilities_of_a_completion() -> None:
     assert logprobs["token_logprobs"] == [-1.5] * 7
     assert logprobs["top_logprobs"][0] == {"a": -1.5, "!": -0.5}
     assert logprobs["text_offset"] == [0, 1, 1, 2, 2, 3, 3]  # beyond the stop string at "c" there is no text
+
+
+def test_an_echo() -> None:
+    completion = output_of("é: ab".encode(), "é: a")
+    assert completion.logprobs is not None
+    completion.logprobs[0] = {}
+    choice = body_of(False, RequestOutput("r", None, [1, 2, 3], [completion]), params=SamplingParams(echo=True))[
+        "choices"
+    ][0]
+    assert choice["text"] == "é: a"
+    assert choice["logprobs"] == {
+        "tokens": ["bytes:\\xc3", "bytes:\\xa9", ":", " ", "a", "b"],
+        "token_logprobs": [None, -1.5, -1.5, -1.5, -1.5, -1.5],
+        "top_logprobs": [None, {"bytes:\\xa9": -1.5, "!": -0.5}, {":": -1.5, "!": -0.5}]
+        + [{character: -1.5, "!": -0.5} for character in " ab"],
+        "text_offset": [0, 0, 1, 2, 3, 4],
+    }
+
+
+def test_the_prompt_alone() -> None:
+    completion = output_of(b" hello", " hello")
+    output = RequestOutput("r", None, list(b" hell"), [completion])
+    body = body_of(False, output, params=SamplingParams(echo=True, max_tokens=1), is_prompt_only=True)
+    (choice,) = body["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (" hell", "length")
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
+    stripped = body_of(False, output, params=SamplingParams(echo=True, strip=True, max_tokens=1), is_prompt_only=True)
+    assert stripped["choices"][0]["text"] == "hell"
+    assert stripped["choices"][0]["logprobs"]["text_offset"] == [0, 0, 1, 2, 3]
+
+
+def test_what_is_generated_and_not_returned_is_used() -> None:
+    output = RequestOutput("r", None, [1], [output_of(b"ab", "ab")])
+    output.metrics.output_tokens = 9
+    request = GenerationRequest("m", ["p"], SamplingParams(best_of=5), False, False)
+    assert response_body(request, [output], TOKENIZER, name="0", created=1)["usage"]["completion_tokens"] == 9
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_log_probabilities_of_the_prompt(is_chat: bool) -> None:
+    entries = [None, {97: Logprob(-1.0, None, "a"), 98: Logprob(float("-inf"), 1, "b")}]
+    output = RequestOutput("r", None, [1, 97], [output_of(b"c", "c", logprobs=False)], prompt_logprobs=entries)
+    assert body_of(is_chat, output)["choices"][0]["prompt_logprobs"] == [
+        None,
+        {
+            "97": {"logprob": -1.0, "rank": None, "decoded_token": "a"},
+            "98": {"logprob": -9999.0, "rank": 1, "decoded_token": "b"},
+        },
+    ]
 
 
 @pytest.mark.parametrize(

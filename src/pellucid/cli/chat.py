@@ -7,7 +7,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pellucid.cli.parser import add_engine_options, add_model_option, add_sampling_options
+from pellucid.cli.parser import add_engine_options, add_model_option
+from pellucid.cli.sampling_options import add_sampling_options
 from pellucid.cli.saved_conversation import SavedConversation
 from pellucid.core.errors import ContextLengthError, InvalidRequestError
 
@@ -45,11 +46,12 @@ Ctrl-C stops an answer. A line that ends with \\ goes on with the next one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [options]"
     add_model_option(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
     parser.add_argument("--session", metavar="FILE", help="keep the conversation in FILE, and go on with it")
     parser.add_argument("--timing", action="store_true", help="print a timing line after each answer")
-    add_sampling_options(parser)
+    add_sampling_options(parser, of_one_answer=False)
     add_engine_options(parser)
 
 

@@ -10,7 +10,6 @@ from typing import NoReturn
 from pellucid.core.errors import InvalidRequestError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-DEFAULT_MAX_TOKENS = 512
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -84,33 +83,3 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help="how the KV cache is stored: f16, bf16, f32 or q8, half as large as f16 (default: f16)",
     )
-
-
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Options that fill a SamplingParams."""
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--max-tokens", type=int, metavar="N", help=f"most tokens of an answer (default: {DEFAULT_MAX_TOKENS})"
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0 always takes the likeliest token, so the same prompt gives the same answer; 1 draws from the model's "
-        "own distribution (default: 0)",
-    )
-    group.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens only")
-    group.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that make up P together"
-    )
-    group.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P", help="leave out tokens less likely than P times the likeliest"
-    )
-    group.add_argument(
-        "--seed", type=int, metavar="N", help="draw the same numbers again (default: a new seed each run)"
-    )
-    group.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="stop before this text (repeat for several)"
-    )
-    group.add_argument("--ignore-eos", action="store_true", help="go on where the model would end")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pellucid.cli.parser import DEFAULT_MAX_TOKENS
+from pellucid.cli.sampling_options import DEFAULT_MAX_TOKENS, given_params
 from pellucid.core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def read_text(argument: str | None, what: str) -> str:
     return text[:-1].removesuffix("\r") if text.endswith("\n") else text
 
 
-def sampling_params(args: argparse.Namespace, *, logprobs: int | None = None) -> SamplingParams:
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """SamplingParams of the sampling options; a draw without a seed gets one here, so that it can be reported.
 
     Raises:
@@ -54,20 +54,10 @@ def sampling_params(args: argparse.Namespace, *, logprobs: int | None = None) ->
     """
     from pellucid import SamplingParams
 
-    seed = args.seed
-    if seed is None and args.temperature != 0:
-        seed = int.from_bytes(os.urandom(4), "little")
-    return SamplingParams(
-        max_tokens=DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        seed=seed,
-        ignore_eos=args.ignore_eos,
-        stop=args.stop,
-        logprobs=logprobs,
-    )
+    given = given_params(args)
+    if "seed" not in given and args.temperature != 0:
+        given["seed"] = int.from_bytes(os.urandom(4), "little")
+    return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **given})
 
 
 @contextmanager
@@ -116,7 +106,10 @@ def report_cut(llm: LLM, answer: RequestOutput, args: argparse.Namespace) -> Non
     completion = answer.outputs[0]
     if completion.finish_reason != "length":
         return
-    if len(answer.prompt_token_ids) + len(completion.token_ids) >= llm.max_model_len:
+    num_tokens = len(completion.token_ids)
+    if not getattr(args, "echo", None):  # else the prompt is among them
+        num_tokens += len(answer.prompt_token_ids)
+    if num_tokens >= llm.max_model_len:
         print(f"(cut off: the context of {llm.max_model_len} tokens is full)", file=sys.stderr)
     elif args.max_tokens is None:
         print(f"(cut off after {DEFAULT_MAX_TOKENS} tokens; --max-tokens sets the limit)", file=sys.stderr)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
@@ -19,32 +19,18 @@ from pellucid.tokenizer.tokenizer import Tokenizer
 MAX_PROMPTS = 2048
 """Prompts of one completion request."""
 
-SAMPLING_FIELDS = frozenset(
-    (
-        "temperature",
-        "top_p",
-        "n",
-        "stop",
-        "seed",
-        # beyond OpenAI's, with vLLM's names
-        "top_k",
-        "min_p",
-        "ignore_eos",
-        "stop_token_ids",
-        "include_stop_str_in_output",
-        "min_tokens",
-        "skip_special_tokens",
-        "detokenize",
-    )
-)
-"""Parameters that mean what the field of SamplingParams of that name means."""
+SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
+    "max_tokens",
+    "logprobs",
+    "echo",
+    "structured_outputs",
+    "logits_processors",  # functions, which no body holds
+}
+"""Parameters that mean what the field of SamplingParams of that name means: OpenAI's, and beyond them vLLM's."""
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "stream": (False,),
     "stream_options": (),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "metadata": ({},),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -66,8 +52,6 @@ _NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
 }
 _NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
     **_NEUTRAL,
-    "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
 }
 """Parameters that are not supported, with the values that ask for nothing."""
@@ -86,6 +70,8 @@ class GenerationRequest:
         sampling_params: for each of them.
         is_chat: whether the answers are an assistant's messages.
         return_token_ids: whether the answer has the token ids too (as in vLLM).
+        is_prompt_only: whether nothing was to be generated, and only the prompt is wanted back: a token is generated
+            all the same, and left out of the answer.
     """
 
     model: str
@@ -93,6 +79,7 @@ class GenerationRequest:
     sampling_params: SamplingParams
     is_chat: bool
     return_token_ids: bool
+    is_prompt_only: bool = False
 
 
 def parse_chat_completion(body: Mapping[str, Any], tokenizer: Tokenizer) -> GenerationRequest:
@@ -135,10 +122,12 @@ def parse_completion(body: Mapping[str, Any], tokenizer: Tokenizer) -> Generatio
         InvalidRequestError: `param` names what cannot be served.
     """
     body = _without_nulls(body)
-    _check_names(body, {"prompt", "max_tokens", "logprobs"}, _NEUTRAL_COMPLETION)
-    params = _sampling_params(body, max_tokens=body.get("max_tokens", 16), logprobs=body.get("logprobs"))
+    _check_names(body, {"prompt", "max_tokens", "logprobs", "echo"}, _NEUTRAL_COMPLETION)
+    echo = check_boolean("echo", body.get("echo", False))
+    max_tokens = check_integer("max_tokens", body.get("max_tokens", 16), 0 if echo else 1, INT32_MAX)
+    params = _sampling_params(body, max_tokens=max(1, max_tokens), logprobs=body.get("logprobs"), echo=echo)
     prompts = _prompts(_required(body, "prompt"))
-    return GenerationRequest(_model(body), prompts, params, False, _return_token_ids(body))
+    return GenerationRequest(_model(body), prompts, params, False, _return_token_ids(body), max_tokens == 0)
 
 
 ENDPOINTS: dict[str, Callable[[Mapping[str, Any], Tokenizer], GenerationRequest]] = {
@@ -196,9 +185,23 @@ def _return_token_ids(body: Mapping[str, Any]) -> bool:
     return check_boolean("return_token_ids", body.get("return_token_ids", False))
 
 
-def _sampling_params(body: Mapping[str, Any], *, max_tokens: Any, logprobs: Any) -> SamplingParams:
-    fields = {name: body[name] for name in SAMPLING_FIELDS if name in body}
-    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **fields)
+def _sampling_params(body: Mapping[str, Any], *, max_tokens: Any, logprobs: Any, echo: bool = False) -> SamplingParams:
+    given = {name: body[name] for name in SAMPLING_FIELDS if name in body}
+    if "logit_bias" in given:
+        given["logit_bias"] = _logit_bias(given["logit_bias"])
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, echo=echo, **given)
+
+
+def _logit_bias(biases: Any) -> dict[int, Any]:
+    """By token id: JSON's keys are strings."""
+    if not isinstance(biases, dict):
+        raise refusal("logit_bias", biases, "an object of token ids, each with a number from -100 to 100")
+    for token_id in biases:
+        if not (token_id.isascii() and token_id.isdigit() and len(token_id) <= 10):
+            raise refusal("logit_bias", token_id, "an object whose keys are token ids, written in digits")
+    if len({int(token_id) for token_id in biases}) < len(biases):
+        raise InvalidRequestError("logit_bias names a token id twice", param="logit_bias")
+    return {int(token_id): bias for token_id, bias in biases.items()}
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:
