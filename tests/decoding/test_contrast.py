@@ -83,6 +83,16 @@ def test_a_layer_like_the_last_is_not_chosen() -> None:
     assert closest(mature, np.stack([mature, other, mature]))[1] == 0
 
 
+def test_the_bits_do_not_depend_on_where_a_row_lies() -> None:
+    mature, premature = rows(2, 1009)
+    wanted = guide(mature, premature, 1.7).tobytes(), dola(mature, premature[None])[0].tobytes()
+    memory = np.empty(1009 + 16, np.float32)
+    for offset in range(16):
+        row = memory[offset : offset + 1009]
+        row[:] = mature
+        assert (guide(row, premature, 1.7).tobytes(), dola(row, premature[None])[0].tobytes()) == wanted
+
+
 @pytest.mark.parametrize(
     ("num_layers", "tied", "low", "high"),
     [  # what transformers 4.57 takes

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.decoding.logits_processors import WEIGHT_ONE, Logits, weights
+from pellucid.decoding.logits_processors import Logits
 
 RELATIVE_TOP = 0.1
 """DoLa considers tokens at least so many times as probable as the most probable one."""
@@ -20,8 +20,18 @@ Float64s = NDArray[np.float64]
 
 def log_softmax(logits: Logits) -> Float64s:
     """Natural log of softmax(`logits`): float64 [vocab_size]; finite logits stay finite."""
-    log_sum = math.log(float(weights(logits).sum()) / WEIGHT_ONE)
-    return (logits.astype(np.float64) - float(logits.max())) - log_sum
+    return _distribution(logits)[0]
+
+
+def _distribution(logits: Logits) -> tuple[Float64s, Float64s]:
+    """Log-probabilities and probabilities, float64 [vocab_size]."""
+    relative = logits.astype(np.float64)
+    relative -= relative.max()
+    probabilities = np.exp(relative)
+    total = float(probabilities.sum())
+    relative -= math.log(total)
+    probabilities /= total
+    return relative, probabilities
 
 
 def guide(conditional: Logits, unconditional: Logits, scale: float) -> Logits:
@@ -80,14 +90,18 @@ def dola(mature: Logits, premature: Logits) -> tuple[Logits, int]:
     Returns:
         float32 [vocab_size], and which row of `premature` was chosen: the first of equals.
     """
-    last = log_softmax(mature)
-    earlier = [log_softmax(row) for row in premature]
-    chosen = int(np.argmax([_divergence(last, row) for row in earlier])) if len(earlier) > 1 else 0
-    plausible = last >= last.max() + math.log(RELATIVE_TOP)
-    return np.where(plausible, last - earlier[chosen], -np.inf).astype(np.float32), chosen
+    last = _distribution(mature)
+    earlier = [_distribution(row) for row in premature]
+    chosen = int(np.argmax([_divergence(last, other) for other in earlier])) if len(earlier) > 1 else 0
+    log_mature, log_premature = last[0], earlier[chosen][0]
+    plausible = log_mature >= log_mature.max() + math.log(RELATIVE_TOP)
+    return np.where(plausible, log_mature - log_premature, -np.inf).astype(np.float32), chosen
 
 
-def _divergence(p: Float64s, q: Float64s) -> float:
-    """Mean of KL(m || p) and KL(m || q), of log-probabilities, m being the mean of the distributions."""
-    mean = 0.5 * (np.exp(p) + np.exp(q))
-    return float((mean * (np.log(np.maximum(mean, np.finfo(np.float64).tiny)) - 0.5 * (p + q))).sum())
+def _divergence(one: tuple[Float64s, Float64s], other: tuple[Float64s, Float64s]) -> float:
+    """Mean of KL(m || one) and KL(m || other), m being the mean of the two distributions."""
+    (log_p, p), (log_q, q) = one, other
+    mean = 0.5 * (p + q)
+    logs = np.log(np.maximum(mean, np.finfo(np.float64).tiny))
+    logs -= 0.5 * (log_p + log_q)
+    return float((mean * logs).sum())

@@ -306,7 +306,7 @@ class AsyncEngine:
             if request.request_id in self._requests:
                 raise InvalidRequestError(f"request_id {request.request_id!r} is in use", param="request_id")
             self._engine.scheduler.check_queue(self._num_coming)
-            prepared = self._tokenizers.submit(self._engine.prepare, prompt)
+            prepared = self._tokenizers.submit(self._engine.prepare, prompt, request.sampling_params.negative_prompt)
             self._requests[request.request_id] = request
             self._num_coming += 1
         return prepared

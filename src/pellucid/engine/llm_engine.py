@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -84,10 +84,12 @@ _DEFAULT_PARAMS = SamplingParams()
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that was checked. `text` is None where token ids were given."""
+    """A prompt that was checked. `text` is None where token ids were given; `negative_token_ids` are those of the
+    negative prompt, None where there is none."""
 
     text: str | None
     token_ids: list[int]
+    negative_token_ids: list[int] | None = None
 
 
 class LLMEngine:
@@ -193,15 +195,19 @@ class LLMEngine:
 
     # Requests
 
-    def prepare(self, prompt: PromptLike | ListLike[Message]) -> Prompt:
-        """Turn a prompt (text, token ids, or messages with `role` and `content`) into token ids and check them; from
-        any thread.
+    def prepare(
+        self, prompt: PromptLike | ListLike[Message], negative_prompt: str | Iterable[int] | None = None
+    ) -> Prompt:
+        """Turn a prompt (text, token ids, or messages with `role` and `content`) into token ids and check them, and a
+        negative prompt (text or token ids) if there is one; from any thread.
 
         Raises:
             InvalidRequestError: it is empty, of the wrong type, or has a token id out of the vocabulary; the model has
                 no chat template, or it refuses the messages.
             ContextLengthError: it leaves no room for a token.
         """
+        if negative_prompt is not None:
+            return replace(self.prepare(prompt), negative_token_ids=self._negative_token_ids(negative_prompt))
         if isinstance(prompt, str):
             if not prompt:
                 raise InvalidRequestError("the prompt is empty: give at least one character", param="prompt")
@@ -220,6 +226,13 @@ class LLMEngine:
                 param="prompt",
             )
         return checked
+
+    def _negative_token_ids(self, negative_prompt: str | Iterable[int]) -> list[int]:
+        text_or_ids = negative_prompt if isinstance(negative_prompt, str) else list(negative_prompt)
+        try:
+            return self.prepare(text_or_ids).token_ids
+        except InvalidRequestError as error:
+            raise type(error)(f"negative_prompt: {error.message}", param="negative_prompt") from None
 
     def check_params(
         self, sampling_params: SamplingParams, capture: CaptureParams | None = None, *, stream: bool = False
@@ -330,7 +343,7 @@ class LLMEngine:
         self.check_params(sampling_params, capture, stream=stream)
         self.check_options(priority, cache_salt)
         if not isinstance(prompt, Prompt):
-            prompt = self.prepare(prompt)
+            prompt = self.prepare(prompt, sampling_params.negative_prompt)
         search = self._search(sampling_params)
         group = SequenceGroup(
             request_id,
@@ -348,7 +361,7 @@ class LLMEngine:
             num_lockstep=None if search is None else search.num_sequences,
         )
         if sampling_params.guidance_scale != 1:
-            self._add_unconditional(group)
+            self._add_unconditional(group, prompt)
         if search is not None:
             for sequence in group.sequences:
                 sequence.max_length += search.num_ahead
@@ -392,17 +405,12 @@ class LLMEngine:
             return GuidedSearch(sampling_params)
         return None
 
-    def _add_unconditional(self, group: SequenceGroup) -> None:
+    def _add_unconditional(self, group: SequenceGroup, prompt: Prompt) -> None:
         """Let the second sequence of a guided group begin with the negative prompt. The request ends with the context
         of either."""
-        negative = group.sampling_params.negative_prompt
-        if negative is None:
-            token_ids = group.prompt_token_ids[-1:]
-        else:
-            try:
-                token_ids = self.prepare(negative if isinstance(negative, str) else list(negative)).token_ids
-            except InvalidRequestError as error:
-                raise type(error)(f"negative_prompt: {error.message}", param="negative_prompt") from None
+        token_ids, negative_prompt = prompt.negative_token_ids, group.sampling_params.negative_prompt
+        if token_ids is None:
+            token_ids = prompt.token_ids[-1:] if negative_prompt is None else self._negative_token_ids(negative_prompt)
         conditional, unconditional = group.live = group.sequences[:2]
         unconditional.token_ids, unconditional.num_prompt_tokens = list(token_ids), len(token_ids)
         longer = len(token_ids) - conditional.num_prompt_tokens

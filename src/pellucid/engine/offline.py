@@ -134,7 +134,9 @@ class OfflineRun:
             try:
                 engine = self._llm._engine
                 engine.check_params(sampling_params, self._capture)
-                prepared = prompt if isinstance(prompt, Prompt) else engine.prepare(prompt)
+                prepared = (
+                    prompt if isinstance(prompt, Prompt) else engine.prepare(prompt, sampling_params.negative_prompt)
+                )
             except InvalidRequestError as error:
                 self._refused.append((number, _refused(number, prompt, sampling_params, error)))
                 return

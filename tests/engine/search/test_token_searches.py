@@ -3,6 +3,7 @@ may come with."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pellucid import LLM, AsyncEngine
 from pellucid.backends.base import Backend
 from pellucid.backends.registry import load_backend
 from pellucid.core.batch import ForwardBatch, ForwardOutput
@@ -21,7 +23,7 @@ from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.search.book import SearchBook
 from pellucid.engine.search.hidden_states import HiddenStates
 from pellucid.weights.loader import open_model
-from tests.support.engines import CheckedEngine, make_engine
+from tests.support.engines import CheckedEngine, load_fake_backend, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import ALPHABET, FakeTokenizer
 from tests.support.mutants import mutant
@@ -413,6 +415,28 @@ def test_the_last_token_is_the_negative_prompt_where_none_is_given() -> None:
     text = "".join(ALPHABET[token_id] for token_id in PROMPT[:5])
     as_text, as_ids = (replace(GUIDED, negative_prompt=negative) for negative in (text, PROMPT[:5]))
     assert answered(engine, "text", as_text).token_ids == answered(engine, "ids", as_ids).token_ids
+
+
+@BOTH
+def test_the_llm_and_the_async_engine_serve_them(params: SamplingParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = answered(make_engine(), "alone", params)
+    load_fake_backend(monkeypatch)
+    with LLM("any") as llm:
+        for reply in llm.generate([PROMPT, PROMPT[:5], PROMPT], params)[::2]:
+            assert reply.outputs == [wanted]
+        assert [token.token_id for token in llm.stream(PROMPT, params)] == wanted.token_ids
+        with pytest.raises(InvalidRequestError, match="negative_prompt"):
+            llm.generate(PROMPT, replace(GUIDED, negative_prompt=[VOCAB_SIZE]))
+
+    async def ask() -> tuple[list[int | None], Any]:
+        async with AsyncEngine("any") as engine:
+            tokens = [token.token_id async for token in engine.generate(PROMPT, params)]
+            return tokens, await engine.complete(PROMPT, params)
+
+    load_fake_backend(monkeypatch)
+    tokens, reply = asyncio.run(ask())
+    assert tokens == wanted.token_ids
+    assert reply.outputs == [wanted]
 
 
 def test_pausing_changes_nothing() -> None:
