@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pellucid.core.capture import Captured, CaptureParams, OperationCost
+    from pellucid.core.config import SpeculativeConfig
     from pellucid.core.errors import (
         BackendError,
         CapacityError,
@@ -43,6 +44,7 @@ _HOME = {
     "OperationCost": "pellucid.core.capture",
     "CompletionOutput": "pellucid.core.outputs",
     "Logprob": "pellucid.core.outputs",
+    "SpeculativeConfig": "pellucid.core.config",
     "EngineMetrics": "pellucid.core.metrics",
     "RequestMetrics": "pellucid.core.metrics",
     "RequestOutput": "pellucid.core.outputs",
@@ -90,6 +92,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "SpeculativeConfig",
     "StorageError",
     "TokenOutput",
     "UnsupportedModelError",

@@ -49,6 +49,29 @@ def test_no_timing(generate, chat_model: str) -> None:
     assert generate(chat_model, "hello", "--max-tokens", "2", "--no-timing")[2] == ""
 
 
+def test_guessing_ahead_changes_no_token(answer, generate, chat_model: str) -> None:
+    prompt = ("abc abc abc abc abc abc", "--raw", "--ignore-eos", "--max-tokens", "40")
+    plain = answer(chat_model, *prompt)
+    guessed = answer(chat_model, *prompt, "--speculative", "ngram", "--num-draft-tokens", "4")
+    assert guessed["token_ids"] == plain["token_ids"]
+    assert plain["timing"]["draft_tokens"] == 0 <= guessed["timing"]["accepted_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--speculative", "magic"], "speculative must be one of ngram"),
+        (["--speculative", "ngram", "--num-draft-tokens", "0"], "num_draft_tokens must be"),
+        (["--num-draft-tokens", "3"], "give --speculative too"),
+        (["--speculative", "ngram", "--draft-model", "small"], "an option of the method 'draft_model'"),
+    ],
+)
+def test_how_to_guess_is_checked(generate, chat_model: str, options: list[str], message: str) -> None:
+    code, _, err = generate(chat_model, "hello", *options)
+    assert code == 2
+    assert message in err
+
+
 def test_the_default_is_reproducible(answer, chat_model: str) -> None:
     first, second = (answer(chat_model, "hello", "--max-tokens", "8") for _ in range(2))
     assert first["token_ids"] == second["token_ids"]

@@ -16,6 +16,7 @@ from pellucid.core.sampling_params import SamplingParams
 OTHERWISE = {
     "logits_processors",  # functions
     "detokenize",  # the commands print text
+    "speculative",  # --speculative turns it on, for the engine
     "structured_outputs",  # has options of its own
 }
 GIVEN: dict[str, tuple[list[str], Any]] = {
@@ -65,7 +66,6 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "negative_prompt": (["no"], "no"),
     "skip_special_tokens": ([], True),
     "strip": ([], True),
-    "speculative": ([], True),
     "n": (["2"], 2),
     "best_of": (["3"], 3),
     "echo": ([], True),
@@ -104,9 +104,7 @@ def test_what_is_not_given_has_its_default() -> None:
     assert params_of() == SamplingParams(temperature=0, max_tokens=512)
     assert params_of(of_one_answer=False) == params_of()
     assert params_of("--temperature", "1").seed is not None
-    switched_off = params_of("--no-skip-special-tokens", "--no-speculative")
-    assert not switched_off.skip_special_tokens
-    assert not switched_off.speculative
+    assert not params_of("--no-skip-special-tokens").skip_special_tokens
     assert params_of("--early-stopping", "true", "--dola-layers", "high").early_stopping is True
 
 

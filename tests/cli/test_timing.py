@@ -1,9 +1,18 @@
+from dataclasses import replace
+
 import pytest
 
 from pellucid.cli.timing import Timing
 from pellucid.core.metrics import RequestMetrics
 
 METRICS = RequestMetrics(ttft=0.05, prefill=0.04, decode=0.5, prompt_tokens=40, output_tokens=51, decode_tokens=50)
+
+
+def test_guesses_take_the_place_of_the_bandwidth() -> None:
+    """One reading of the weights gave several tokens: how many bytes decoding read a second is not known."""
+    timing = Timing(replace(METRICS, draft_tokens=40, accepted_tokens=30), 1e8, 20e9)
+    assert timing.bandwidth is None
+    assert timing.line().endswith("decode 100 tok/s (51 tokens), 30 of 40 guessed tokens right")
 
 
 def test_line() -> None:

@@ -15,6 +15,7 @@ class ScriptedDrafter:
     Args:
         truth: the whole output of each sequence, by (seed, index); nothing is known of others.
         wrong: the share of guesses that are any token at all.
+        shorten: the share of guesses that are shorter than they may be.
 
     Attributes:
         observed: drafts and what was chosen, of every step.
@@ -24,11 +25,16 @@ class ScriptedDrafter:
     is_cheap = True
 
     def __init__(
-        self, vocab_size: int, truth: Mapping[tuple[int, int], ListLike[int]] | None = None, wrong: float = 0.0
+        self,
+        vocab_size: int,
+        truth: Mapping[tuple[int, int], ListLike[int]] | None = None,
+        wrong: float = 0.0,
+        shorten: float = 0.3,
     ) -> None:
         self._vocab_size = vocab_size
         self._truth = truth or {}
         self._wrong = wrong
+        self._shorten = shorten
         self._rng = random.Random(5)
         self.observed: list[tuple[Sequence, list[int], list[int]]] = []
         self.forgotten: list[Sequence] = []
@@ -55,6 +61,8 @@ class ScriptedDrafter:
         truth = self._truth.get((sequence.group.seed, sequence.index), ())
         coming = list(truth[sequence.num_output_tokens :][:most])
         guess = coming + [self._rng.randrange(self._vocab_size) for _ in range(most - len(coming))]
+        length = self._rng.randint(0, most) if self._rng.random() < self._shorten else most
         return [
-            self._rng.randrange(self._vocab_size) if self._rng.random() < self._wrong else token for token in guess
-        ][: self._rng.randint(0, most) if self._rng.random() < 0.3 else most]
+            self._rng.randrange(self._vocab_size) if self._rng.random() < self._wrong else token
+            for token in guess[:length]
+        ]

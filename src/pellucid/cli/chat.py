@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pellucid.cli.parser import add_engine_options, add_model_option
+from pellucid.cli.parser import add_engine_options, add_model_option, add_speculation_options
 from pellucid.cli.sampling_options import add_sampling_options
 from pellucid.cli.saved_conversation import SavedConversation
 from pellucid.core.errors import ContextLengthError, InvalidRequestError
@@ -53,14 +53,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timing", action="store_true", help="print a timing line after each answer")
     add_sampling_options(parser, of_one_answer=False)
     add_engine_options(parser)
+    add_speculation_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from pellucid.cli import session
 
     params = session.sampling_params(args)
+    speculative = session.speculative_config(args)
     saved = None if args.session is None else SavedConversation(args.session)
-    with session.load_llm(args) as llm:
+    with session.load_llm(args, speculative=speculative) as llm:
         if not llm.tokenizer.has_chat_template:
             raise InvalidRequestError(
                 f"{args.model} has no chat template: it continues text and cannot converse; use `pellucid generate`, "

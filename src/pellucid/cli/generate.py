@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pellucid.cli.parser import add_engine_options, add_model_option
+from pellucid.cli.parser import add_engine_options, add_model_option, add_speculation_options
 from pellucid.cli.sampling_options import add_sampling_options
 from pellucid.core.errors import InvalidRequestError
 
@@ -52,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--no-timing", dest="timing", action="store_false", help="leave the timing line out")
     add_sampling_options(parser)
     add_engine_options(parser)
+    add_speculation_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
     if args.raw and args.system is not None:
         raise InvalidRequestError("--raw has no chat template to put --system in: leave one out", param="system")
     params = session.sampling_params(args)
+    speculative = session.speculative_config(args)
     prompt = session.read_text(args.prompt, "prompt")
-    with session.load_llm(args) as llm:
+    with session.load_llm(args, speculative=speculative) as llm:
         if params.num_sequences > 1:
             answer = print_answers(llm, prompt_for(llm, prompt, args), params, args)
         else:

@@ -83,3 +83,18 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help="how the KV cache is stored: f16, bf16, f32 or q8, half as large as f16 (default: f16)",
     )
+
+
+def add_speculation_options(parser: argparse.ArgumentParser) -> None:
+    """Options that fill a SpeculativeConfig."""
+    group = parser.add_argument_group("speculation")
+    group.add_argument(
+        "--speculative",
+        metavar="METHOD",
+        help="guess tokens ahead, which changes no answer: ngram (what followed the same words earlier), lookahead, "
+        "layer_skip or draft_model",
+    )
+    group.add_argument(
+        "--num-draft-tokens", type=int, metavar="N", help="most tokens guessed in a step; fewer are where fewer pay"
+    )
+    group.add_argument("--draft-model", metavar="MODEL", help="with draft_model, the smaller model that guesses")

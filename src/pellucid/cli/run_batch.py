@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pellucid.cli.parser import add_engine_options, add_model_option
+from pellucid.cli.parser import add_engine_options, add_model_option, add_speculation_options
 from pellucid.core.validation import shown
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
     add_engine_options(parser)
+    add_speculation_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,7 +136,7 @@ def answer(args: argparse.Namespace, batch_input: BatchInput, output: BatchOutpu
     if file_output is not None and file_output.resolved is not None:  # what was left to choose was chosen then
         args.max_model_len, args.backend = file_output.resolved["max_model_len"], file_output.resolved["backend"]
     done_before, total = output.tally.num_done, batch_input.num_requests
-    with session.load_llm(args) as llm:
+    with session.load_llm(args, speculative=session.speculative_config(args)) as llm:
         if file_output is not None:
             file_output.begin({"max_model_len": llm.max_model_len, "backend": llm.backend_name})
         batch = Batch(

@@ -110,10 +110,9 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("guidance_scale", float, "X", "move away from what the negative prompt would give; 1 is off"),
         Option("negative_prompt", str, "TEXT", "what to move away from (default: the prompt's last token)"),
     ),
-    "text and speed": (
+    "text": (
         Option("skip_special_tokens", bool, None, "leave control tokens out of the text"),
         Option("strip", bool, None, "leave out white space at both ends of the text"),
-        Option("speculative", bool, None, "let the engine guess ahead where it is set up to"),
     ),
     "one or several answers": (
         Option("n", int, "N", "give N answers, when all have ended"),
@@ -129,7 +128,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 OF_ONE_ANSWER = "one or several answers"
 """The group that a conversation has no use for."""
 
-ON_UNLESS_SWITCHED_OFF = frozenset(("skip_special_tokens", "speculative"))
+ON_UNLESS_SWITCHED_OFF = frozenset(("skip_special_tokens",))
 DEFAULTS = {"temperature": 0.0}
 _ENTRIES: dict[str, Callable[[str], Any]] = {"logit_bias": logit_bias}
 

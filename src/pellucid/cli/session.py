@@ -14,7 +14,7 @@ from pellucid.cli.sampling_options import DEFAULT_MAX_TOKENS, given_params
 from pellucid.core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from pellucid import LLM, SamplingParams
+    from pellucid import LLM, SamplingParams, SpeculativeConfig
     from pellucid.core.outputs import RequestOutput
     from pellucid.engine.llm import TokenStream
 
@@ -60,8 +60,28 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **given})
 
 
+def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
+    """What the speculation options ask for; None where nothing is to be guessed.
+
+    Raises:
+        InvalidRequestError: an option is out of range, or says how to guess where nothing is to be guessed.
+    """
+    given = {
+        name: getattr(args, name) for name in ("num_draft_tokens", "draft_model") if getattr(args, name) is not None
+    }
+    if args.speculative is None:
+        for name in given:
+            raise InvalidRequestError(f"{name} needs a method: give --speculative too", param=name)
+        return None
+    from pellucid import SpeculativeConfig
+
+    return SpeculativeConfig(args.speculative, **given)
+
+
 @contextmanager
-def load_llm(args: argparse.Namespace, enable_prefix_caching: bool = True) -> Iterator[LLM]:
+def load_llm(
+    args: argparse.Namespace, *, enable_prefix_caching: bool = True, speculative: SpeculativeConfig | None = None
+) -> Iterator[LLM]:
     """The LLM that the model and engine options ask for; fetched first where it must be. Closed on leaving."""
     from pellucid.cli.console import ProgressReport
 
@@ -76,6 +96,7 @@ def load_llm(args: argparse.Namespace, enable_prefix_caching: bool = True) -> It
             kv_cache_dtype=args.kv_cache_dtype,
             progress=progress,
             enable_prefix_caching=enable_prefix_caching,
+            speculative=speculative,
         )
     try:
         yield llm

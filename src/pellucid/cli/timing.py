@@ -28,9 +28,9 @@ class Timing:
 
     @property
     def bandwidth(self) -> Utilization | None:
-        """What decoding read in bytes a second, beside the limit."""
+        """What decoding read in bytes a second, beside the limit; None where one reading gave several tokens."""
         speed = self.metrics.decode_tokens_per_second
-        if self.bytes_per_token is None or self.read_bandwidth is None or speed == 0:
+        if self.bytes_per_token is None or self.read_bandwidth is None or speed == 0 or self.metrics.draft_tokens:
             return None
         return Utilization(speed * self.bytes_per_token, self.read_bandwidth)
 
@@ -44,6 +44,8 @@ class Timing:
         ]
         if metrics.decode_tokens_per_second:
             parts.append(f"decode {metrics.decode_tokens_per_second:.0f} tok/s ({metrics.output_tokens} tokens)")
+        if metrics.draft_tokens:
+            parts.append(f"{metrics.accepted_tokens} of {metrics.draft_tokens} guessed tokens right")
         if (bandwidth := self.bandwidth) is not None:
             achieved, limit = f"{bandwidth.achieved / 1e9:.1f} GB/s", f"{bandwidth.limit / 1e9:.1f} GB/s"
             if bandwidth.share is None:
@@ -63,6 +65,8 @@ class Timing:
             "prompt_tokens": metrics.prompt_tokens,
             "cached_tokens": metrics.cached_tokens,
             "output_tokens": metrics.output_tokens,
+            "draft_tokens": metrics.draft_tokens,
+            "accepted_tokens": metrics.accepted_tokens,
             "prefill_tokens_per_s": metrics.prefill_tokens_per_second,
             "decode_tokens_per_s": metrics.decode_tokens_per_second,
             "read_bytes_per_s": bandwidth.achieved if bandwidth else None,

@@ -25,6 +25,9 @@ from pellucid.core.config import (
     KVCacheDtype,
     ModelConfig,
     SchedulerConfig,
+    SpeculativeConfig,
+    SpeculativeMethod,
+    speculative_config,
 )
 from pellucid.core.errors import EngineClosedError, EngineError, InvalidRequestError, PellucidError
 from pellucid.core.metrics import EngineMetrics
@@ -77,6 +80,7 @@ class AsyncEngine:
         max_num_batched_tokens: int = 512,
         kv_cache_memory: int | None = None,
         enable_prefix_caching: bool = True,
+        speculative: SpeculativeMethod | SpeculativeConfig | None = None,
         progress: Progress | None = None,
         trace: TraceSink | None = None,
         max_waiting: int | None = None,
@@ -102,6 +106,7 @@ class AsyncEngine:
             CacheConfig(kv_cache_dtype, kv_cache_memory, enable_prefix_caching),
             SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_waiting, max_queue_seconds),
             BackendConfig(backend, threads),
+            speculative_config(speculative),
         )
         loaded = load_engine(self.config, progress=progress, trace=trace)
         self.model_path = loaded.model_path
@@ -111,6 +116,7 @@ class AsyncEngine:
         self.max_model_len = loaded.capacity.max_model_len
         self.num_kv_blocks = loaded.capacity.num_blocks
         self._backend = loaded.backend
+        self._free = loaded.close
         self._engine = loaded.engine
         self._max_unread_tokens = max_unread_tokens
         self._request_numbers = itertools.count()
@@ -336,7 +342,7 @@ class AsyncEngine:
             self._fail_all(defect)
         finally:
             with self._step_lock:
-                self._backend.close()
+                self._free()
             self._tokenizers.shutdown(wait=False)
             self._ended.set_result(None)
 

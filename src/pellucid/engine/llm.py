@@ -26,6 +26,9 @@ from pellucid.core.config import (
     KVCacheDtype,
     ModelConfig,
     SchedulerConfig,
+    SpeculativeConfig,
+    SpeculativeMethod,
+    speculative_config,
 )
 from pellucid.core.errors import BackendError, InvalidRequestError
 from pellucid.core.metrics import EngineMetrics
@@ -74,6 +77,7 @@ class LLM:
         max_num_batched_tokens: int = 512,
         kv_cache_memory: int | None = None,
         enable_prefix_caching: bool = True,
+        speculative: SpeculativeMethod | SpeculativeConfig | None = None,
         progress: Progress | None = None,
         trace: TraceSink | None = None,
     ) -> None:
@@ -93,6 +97,8 @@ class LLM:
             kv_cache_memory: bytes for the KV cache; None takes up to half of the memory that is free once the weights
                 are loaded. It is taken from the system only as it fills.
             enable_prefix_caching: let prompts that begin alike share what was computed.
+            speculative: guess tokens ahead, to compute several in a step: "ngram", "lookahead", or a SpeculativeConfig
+                (docs/speculation.md). It changes no answer, only how long it takes. None does not.
             progress: called while the model is fetched.
             trace: told of every step and request.
 
@@ -108,6 +114,7 @@ class LLM:
             CacheConfig(kv_cache_dtype, kv_cache_memory, enable_prefix_caching),
             SchedulerConfig(max_num_seqs, max_num_batched_tokens),
             BackendConfig(backend, threads),
+            speculative_config(speculative),
         )
         loaded = load_engine(self.config, progress=progress, trace=trace)
         self.model_path = loaded.model_path
@@ -117,6 +124,7 @@ class LLM:
         self.max_model_len = loaded.capacity.max_model_len
         self.num_kv_blocks = loaded.capacity.num_blocks
         self._backend = loaded.backend
+        self._free = loaded.close
         self._engine = loaded.engine
         self._model_file = Path(loaded.model_path).absolute(), loaded.model_status
         self._lock = threading.RLock()
@@ -347,7 +355,7 @@ class LLM:
                 self._closed = True
                 for request_id in list(self._inboxes):
                     self._abort(request_id)
-                self._backend.close()
+                self._free()
 
     def __enter__(self) -> LLM:
         return self

@@ -16,6 +16,8 @@ from pellucid.core.config import EngineConfig
 from pellucid.core.errors import ModelFileError
 from pellucid.core.trace import TraceSink
 from pellucid.engine.llm_engine import LLMEngine
+from pellucid.engine.speculative.drafter import Drafter
+from pellucid.engine.speculative.loading import load_drafter
 from pellucid.estimate.memory import KVCapacity, decide_kv_capacity, free_memory
 from pellucid.models.kv_groups import kv_windows
 from pellucid.models.spec import ModelSpec
@@ -29,14 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine, and what it was made of.
+    """An engine, and what it was made of; whoever asked for it closes it.
 
     Attributes:
         model_path: the model file.
         model_status: of that file, as it was read.
         spec: what the model computes.
         tokenizer: text to token ids and back.
-        backend: runs the model; whoever asked for it closes it.
+        backend: runs the model.
+        drafter: guesses ahead; None where nobody does.
         capacity: KV blocks, and the longest sequence.
         engine: requests in, replies out.
     """
@@ -46,8 +49,15 @@ class LoadedEngine:
     spec: ModelSpec
     tokenizer: Tokenizer
     backend: Backend
+    drafter: Drafter | None
     capacity: KVCapacity
     engine: LLMEngine
+
+    def close(self) -> None:
+        """Free weights, KV caches and threads."""
+        if self.drafter is not None:
+            self.drafter.close()
+        self.backend.close()
 
 
 def load_engine(
@@ -90,6 +100,7 @@ def load_engine(
                 free_memory=free_memory(),
             )
             backend.allocate_kv_cache(capacity.num_blocks)
+            drafter = None if config.speculative is None else load_drafter(config.speculative)
             engine = LLMEngine(
                 backend,
                 tokenizer,
@@ -98,12 +109,14 @@ def load_engine(
                 max_model_len=capacity.max_model_len,
                 enable_prefix_caching=config.cache.enable_prefix_caching,
                 seed=config.model.seed,
+                speculative=config.speculative,
+                drafter=drafter,
                 trace=trace,
             )
         except BaseException:
             backend.close()
             raise
-    return LoadedEngine(model_path, model_file.status, spec, tokenizer, backend, capacity, engine)
+    return LoadedEngine(model_path, model_file.status, spec, tokenizer, backend, drafter, capacity, engine)
 
 
 class _TokenizerThread(threading.Thread):
