@@ -275,7 +275,6 @@ def test_unknown_parameters_are_refused() -> None:
         ("repetition_penalty", [1.3, np.float32(0.5)]),
         ("dry_sequence_breakers", [None, "a", ["a", "\n"]]),
         ("logit_bias", [None, {5: -100, 3: 1}, [(3, 1.5)]]),
-        ("early_stopping", [True, "never"]),
         ("dola_layers", [None, "low", "high", [3, 1]]),
     ],
 )
@@ -287,6 +286,36 @@ def test_what_is_taken(name: str, values: list[Any]) -> None:
 def test_negative_prompts_are_text_or_token_ids() -> None:
     for value in ("text", [1, 2]):
         hash(SamplingParams(guidance_scale=1.5, negative_prompt=value))
+
+
+def test_beams() -> None:
+    for options in ({"early_stopping": True}, {"early_stopping": "never", "length_penalty": -1, "n": 4}):
+        hash(SamplingParams(temperature=0, num_beams=4, **options))  # type: ignore[arg-type]
+    SamplingParams(temperature=0, num_beams=6, num_beam_groups=3, diversity_penalty=0.5)
+    SamplingParams(temperature=0, num_beams=2, logprobs=1, logprobs_mode="processed")
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "message"),
+    [
+        ({"num_beams": 2, "temperature": 1.0}, "temperature", "0 with num_beams"),
+        ({"num_beams": 2, "n": 3}, "n", "at most num_beams, 2"),
+        ({"num_beams": 2, "best_of": 2}, "best_of", "cannot be combined with num_beams"),
+        ({"num_beams": 2, "penalty_alpha": 0.6, "top_k": 4}, "num_beams", "cannot be combined with penalty_alpha"),
+        ({"num_beams": 2, "guidance_scale": 1.5}, "num_beams", "cannot be combined with guidance_scale"),
+        ({"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "num_beam_groups", "a divisor of num_beams"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "diversity_penalty", "above 0 where num_beam_groups"),
+        ({"num_beams": 4, "diversity_penalty": 1.0}, "diversity_penalty", "above 0 where num_beam_groups"),
+        ({"num_beams": 4, "logprobs": 1}, "logprobs_mode", '"processed" with num_beams'),
+        ({"num_beam_groups": 2}, "num_beam_groups", "a divisor of num_beams, 1"),
+        ({"diversity_penalty": 2.0}, "diversity_penalty", "above 0 where num_beam_groups"),
+        ({"num_beams": 4, "early_stopping": "always"}, "early_stopping", 'true, false or "never"'),
+    ],
+)
+def test_beams_are_refused(options: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        SamplingParams(**{"temperature": 0, **options})
+    assert caught.value.param == param
 
 
 def test_pairs_of_logit_bias_are_ordered_and_unique() -> None:

@@ -7,14 +7,16 @@ from collections.abc import Sequence as ListLike
 
 import pytest
 
+from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.config import SchedulerConfig, num_blocks_for
 from pellucid.core.sampling_params import SamplingParams
-from pellucid.core.sequence import SequenceGroup, SequenceStatus
+from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
 from pellucid.engine import scheduler as scheduler_module
 from pellucid.engine.lockstep import hold_back
 from pellucid.engine.scheduler import Plan, Scheduler
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from pellucid.kvcache.cache_manager import CacheManager
+from pellucid.kvcache.prefix_cache import chain_digest, encode_tokens, root_digest
 from tests.support.mutants import mutant
 from tests.support.sequences import make_group
 
@@ -77,6 +79,14 @@ class Searched:
                 break
             assert self.step().sequences, "a step that computes nothing"
         self.scheduler.check_idle()
+
+
+def digests(sequence: Sequence) -> list[bytes]:
+    """Of its full blocks, chained."""
+    chain = [root_digest(sequence.group.cache_salt)]
+    for begin in range(0, sequence.num_tokens - BLOCK_SIZE + 1, BLOCK_SIZE):
+        chain.append(chain_digest(chain[-1], encode_tokens(sequence.token_ids[begin : begin + BLOCK_SIZE])))
+    return chain[1:]
 
 
 def random_run(seed: int) -> Searched:
@@ -169,6 +179,37 @@ def test_a_preempted_group_computes_what_it_shares_once() -> None:
     assert sum(sequence.num_blocks for sequence in group.live) - scheduler.cache.pool.num_used == 2 * 3
 
 
+def go_apart_and_be_preempted() -> SequenceGroup:
+    """A group whose sequences differ in their first block, computed again with a prefix cache that has lost it all."""
+    scheduler = Scheduler(SchedulerConfig(3, 512), CacheManager(40))
+    group = make_group([3] * 60, num_lockstep=3)
+    scheduler.add(group)
+    for step in range(12):
+        if step == 10:
+            scheduler.preempt_last()
+            scheduler.cache.reset_prefix_cache()
+        plan = scheduler.schedule()
+        assert plan.searches == [group]
+        plan.samples = []
+        scheduler.postprocess(plan, [])
+        scheduler.advance(group, [(min(index, len(group.live) - 1), index) for index in range(3)])
+        scheduler.check_integrity()
+    return group
+
+
+def test_what_goes_apart_is_found_by_its_own_digests() -> None:
+    group = go_apart_and_be_preempted()
+    assert [sequence.block_digests for sequence in group.live] == [digests(sequence) for sequence in group.live]
+    assert len({tuple(sequence.block_tables[0]) for sequence in group.live}) == 3
+
+
+def test_mutant_digests_of_another_sequence_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = mutant(Scheduler._unfork, "del lead.block_digests[num_shared // BLOCK_SIZE :]", "pass")
+    monkeypatch.setattr(Scheduler, "_unfork", changed)
+    with pytest.raises((AssertionError, CacheIntegrityError)):
+        test_what_goes_apart_is_found_by_its_own_digests()
+
+
 def test_the_last_tokens_wait_for_each_other() -> None:
     """Two of a group with prompts of their own: the shorter one is held until the longer one is computed."""
     searched = Searched(0, num_blocks=40, max_num_seqs=2, max_num_batched_tokens=16)
@@ -206,6 +247,6 @@ def test_mutants_are_caught(name: str, old: str, new: str, monkeypatch: pytest.M
 
 def test_mutant_that_holds_nobody_back_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence that is computed to the end before the others of its group are."""
-    monkeypatch.setattr(scheduler_module, "hold_back", mutant(hold_back, "num_held = 1", "num_held = 0"))
+    monkeypatch.setattr(scheduler_module, "hold_back", mutant(hold_back, "num_held = 1\n", "num_held = 0\n"))
     with pytest.raises(CacheIntegrityError, match="computed to the end without the others"):
         test_the_last_tokens_wait_for_each_other()

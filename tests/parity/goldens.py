@@ -15,6 +15,7 @@ from pellucid.models.spec import ModelSpec
 from pellucid.quant.formats import dequantize
 from pellucid.weights.catalog import cached_path, entries, is_cached
 from pellucid.weights.loader import open_model
+from tests.parity.beam_cases import BEAM_CASES, BeamCase
 from tests.parity.cases import REAL, TINY, tiny_spec, tiny_tokens, tiny_weights
 
 FOLDER = Path(__file__).parent / "goldens"
@@ -81,6 +82,21 @@ def make_real(name: str) -> dict[str, Any] | None:
     return real_golden(transformers_logits(model, REAL[name].tokens))
 
 
+def make_beams(cases: list[BeamCase]) -> dict[str, Any] | None:
+    """What transformers' beam search gives to `cases` of one model."""
+    from tests.parity.oracle import transformers_beams, transformers_model
+
+    name = cases[0].model
+    if name in TINY:
+        spec = tiny_spec(TINY[name])
+        model = transformers_model(TINY[name], spec, tiny_weights(spec))
+    elif (loaded := real_weights(name)) is not None:
+        model = transformers_model(REAL[name].config, *loaded)
+    else:
+        return None
+    return {case.name: transformers_beams(model, case) for case in cases}
+
+
 def _rounded(values: np.ndarray) -> Any:
     return np.round(np.asarray(values, np.float64), 6).tolist()
 
@@ -107,6 +123,10 @@ def main() -> None:
             print(f"{name} is not in the cache, its golden stays: pellucid pull {name}")
         else:
             _write(name, golden)
+    for name, cases in BEAM_CASES.items():
+        golden = make_beams(cases)
+        if golden is not None:
+            _write(f"beams-{name}", golden)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import transformers
 from pellucid.models.registry import family_for_model_type
 from pellucid.models.spec import ModelSpec
 from pellucid.weights.tensor_map import tensor_sources
+from tests.parity.beam_cases import BeamCase
 
 CLASSES = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
@@ -42,6 +43,22 @@ def transformers_model(
     if unexpected or set(missing) - ({"lm_head.weight"} if spec.tie_word_embeddings else set()):
         raise AssertionError(f"transformers lacks {missing} and does not know {unexpected}")
     return model
+
+
+def transformers_beams(model: transformers.PreTrainedModel, case: BeamCase) -> dict[str, Any]:
+    """The `sequences` that `generate` gives, without prompt and padding, and their `scores`."""
+    with torch.inference_mode():
+        generated = model.generate(
+            torch.tensor([case.prompt]),
+            return_dict_in_generate=True,
+            output_scores=True,
+            **case.generate_arguments,
+        )
+    sequences = []
+    for tokens in generated.sequences[:, len(case.prompt) :].tolist():
+        end = next((index for index, token in enumerate(tokens, 1) if token in case.eos), case.max_tokens)
+        sequences.append(tokens[:end])
+    return {"sequences": sequences, "scores": [round(score, 5) for score in generated.sequences_scores.tolist()]}
 
 
 def transformers_logits(model: transformers.PreTrainedModel, tokens: list[int]) -> np.ndarray:

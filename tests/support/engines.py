@@ -90,11 +90,12 @@ def answer_alone(
 ) -> RequestOutput:
     """What a request gets with an engine to itself, in one chunk, without a prefix cache, and with no block given back
     before the end."""
+    num_seqs = max(params.num_sequences, params.num_beams)
     engine = make_engine(
-        num_blocks=40 * params.num_sequences * len(windows),
+        num_blocks=40 * num_seqs * len(windows),
         windows=windows,
         max_model_len=max_model_len,
-        max_num_seqs=params.num_sequences,
+        max_num_seqs=num_seqs,
         max_num_batched_tokens=4096,
         enable_prefix_caching=False,
         seed=seed,

@@ -291,6 +291,7 @@ class SamplingParams:
                 "structured_outputs ends an answer with an end-of-sequence token: leave ignore_eos false",
                 param="ignore_eos",
             )
+        self._check_beams()
         if self.mirostat:
             for name in _REPLACED_BY_MIROSTAT:
                 if getattr(self, name) != _DEFAULTS[name]:
@@ -326,6 +327,24 @@ class SamplingParams:
         for other in others:
             if getattr(self, other) != _DEFAULTS[other]:
                 raise InvalidRequestError(f"{other} cannot be combined with {name}", param=other)
+
+    def _check_beams(self) -> None:
+        """Refuse what beam search cannot be combined with."""
+        if self.num_beams % self.num_beam_groups:
+            raise refusal("num_beam_groups", self.num_beam_groups, f"a divisor of num_beams, {self.num_beams}")
+        if (self.num_beam_groups > 1) != (self.diversity_penalty > 0):
+            raise refusal(
+                "diversity_penalty", self.diversity_penalty, "above 0 where num_beam_groups is above 1, and 0 elsewhere"
+            )
+        if self.num_beams == 1:
+            return
+        if self.temperature != 0:
+            raise refusal("temperature", self.temperature, "0 with num_beams: a beam search draws nothing")
+        if self.n > self.num_beams:
+            raise refusal("n", self.n, f"at most num_beams, {self.num_beams}")
+        self._refuse("num_beams", ("best_of",))
+        if self.logprobs is not None and self.logprobs_mode != "processed":
+            raise refusal("logprobs_mode", self.logprobs_mode, '"processed" with num_beams: beams are ranked by these')
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

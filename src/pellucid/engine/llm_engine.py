@@ -41,7 +41,8 @@ from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.model_runner import ModelRunner, StepResult
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
 from pellucid.engine.scheduler import MAX_DRAFT_TOKENS_OF_STEP, Plan, Scheduler
-from pellucid.engine.search.base import SampledRow, TokenSearch
+from pellucid.engine.search.base import GroupSearch, SampledRow, TokenSearch
+from pellucid.engine.search.beam import BeamGroupSearch
 from pellucid.engine.search.book import SearchBook
 from pellucid.engine.search.contrastive import ContrastiveSearch
 from pellucid.engine.search.guided import GuidedSearch
@@ -72,7 +73,6 @@ NOT_YET = (
     "no_repeat_ngram_size",
     "logit_bias",
     "logprobs_mode",
-    "num_beams",
 )
 """Fields of SamplingParams that the engine does not serve."""
 LOGITS_CHUNK = 128
@@ -240,9 +240,9 @@ class LLMEngine:
         """Check what only the engine and the model can tell of a request's parameters.
 
         Raises:
-            InvalidRequestError: more continuations than run at once, a token id out of the vocabulary, a capture of
-                layers or heads that the model does not have, or one of several continuations; or a stream of which
-                only the end tells what is to be returned.
+            InvalidRequestError: more continuations or beams than run at once, a token id out of the vocabulary, a
+                capture of layers or heads that the model does not have, or one of several continuations; or a stream of
+                which only the end tells what is to be returned.
         """
         if not isinstance(sampling_params, SamplingParams):
             raise InvalidRequestError("sampling_params must be a SamplingParams", param="sampling_params")
@@ -262,9 +262,18 @@ class LLMEngine:
                 f"{sampling_params.n} to return: ask for the whole answer, not for a stream",
                 param="best_of",
             )
-        if capture is not None and (sampling_params.penalty_alpha or sampling_params.guidance_scale != 1):
-            name = "penalty_alpha" if sampling_params.penalty_alpha else "guidance_scale"
-            raise InvalidRequestError(f"a capture is of one sequence, but {name} takes several", param="capture")
+        if sampling_params.num_beams > self._config.max_num_seqs:
+            raise InvalidRequestError(
+                f"num_beams is {sampling_params.num_beams}, but at most {self._config.max_num_seqs} sequences run "
+                "(max_num_seqs)",
+                param="num_beams",
+            )
+        if capture is not None:
+            for name, off in (("num_beams", 1), ("penalty_alpha", 0), ("guidance_scale", 1)):
+                if getattr(sampling_params, name) != off:
+                    raise InvalidRequestError(
+                        f"a capture is of one sequence, but {name} takes several", param="capture"
+                    )
         if sampling_params.penalty_alpha and sampling_params.top_k > self._config.max_num_seqs:
             raise InvalidRequestError(
                 f"top_k is {sampling_params.top_k}, but of the candidates of contrastive search at most "
@@ -344,7 +353,7 @@ class LLMEngine:
         self.check_options(priority, cache_salt)
         if not isinstance(prompt, Prompt):
             prompt = self.prepare(prompt, sampling_params.negative_prompt)
-        search = self._search(sampling_params)
+        search = self._search(sampling_params, len(prompt.token_ids))
         group = SequenceGroup(
             request_id,
             prompt.token_ids,
@@ -397,8 +406,16 @@ class LLMEngine:
         if self.trace is not None:
             self.trace.emit(RequestAdded(request_id, len(prompt.token_ids), group.arrival_time))
 
-    def _search(self, sampling_params: SamplingParams) -> TokenSearch | None:
+    def _search(self, sampling_params: SamplingParams, num_prompt_tokens: int) -> GroupSearch | TokenSearch | None:
         """The search that a request asks for; None for sampling."""
+        if sampling_params.num_beams > 1:
+            max_length = self.max_model_len - num_prompt_tokens
+            return BeamGroupSearch(
+                sampling_params,
+                self._tokenizer,
+                max_length=min(max_length, sampling_params.max_tokens or max_length),
+                eos_token_ids=frozenset() if sampling_params.ignore_eos else self._eos_token_ids,
+            )
         if sampling_params.penalty_alpha:
             return ContrastiveSearch(sampling_params, self._backend.spec.hidden_size)
         if sampling_params.guidance_scale != 1:
@@ -425,7 +442,8 @@ class LLMEngine:
         if needed > self._num_blocks:
             raise CapacityError(
                 f"{len(group.sequences)} sequences of up to {group.live[0].max_length} tokens, which the request "
-                f"searches with, take up to {needed} KV blocks, but there are {self._num_blocks}: lower max_tokens",
+                f"searches with, take up to {needed} KV blocks, but there are {self._num_blocks}: lower max_tokens "
+                "or search with fewer",
                 param="max_tokens",
             )
 

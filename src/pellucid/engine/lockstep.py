@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
 from pellucid.kvcache.block_pool import CacheIntegrityError
+from pellucid.kvcache.cache_manager import CacheManager
 
 if TYPE_CHECKING:
     from pellucid.engine.scheduler import Plan
 
 
-def hold_back(plan: Plan) -> None:
+def hold_back(plan: Plan, cache: CacheManager) -> None:
     """Leave out of `plan` the last token of each sequence of a lockstep group whose others do not all reach theirs, and
     whoever was preempted for another of its group. The groups that do are its `searches`."""
     for group in dict.fromkeys(sequence.group for sequence in plan.sequences if sequence.group.is_lockstep):
@@ -24,6 +25,7 @@ def hold_back(plan: Plan) -> None:
                 num_held = sequence.num_scheduled_tokens
             elif _reaches_its_end(sequence):
                 num_held = 1
+                cache.give_back(sequence, sequence.num_scheduled_tokens - 1)
             sequence.num_scheduled_tokens -= num_held
             plan.num_tokens -= num_held
     plan.sequences = [sequence for sequence in plan.sequences if sequence.num_scheduled_tokens]

@@ -149,7 +149,8 @@ class ModelRunner:
         changed = sorted({*processed, *(row for row, mask in enumerate(masks) if mask is not None)})
         if not changed:
             return self._backend.sample(logits, sampling)
-        raw = logits[changed]
+        told_raw = [row for row in changed if not sampling.rows["processed_logprobs"][row]]
+        raw = logits[told_raw]
         logits = logits.copy()
         for row in processed:
             self._process(logits[row], rows[row], masks[row], failures)
@@ -157,11 +158,11 @@ class ModelRunner:
             if mask is not None and rows[row][0].group not in failures:
                 logits[row] = apply_mask(logits[row], mask)
         sampled = self._backend.sample(logits, sampling)
-        scores = _scores(raw, sampled.token_ids[changed], sampling.rows["num_logprobs"][changed])
+        scores = _scores(raw, sampled.token_ids[told_raw], sampling.rows["num_logprobs"][told_raw])
         width = scores.top_ids.shape[1]
-        sampled.logprobs[changed] = scores.logprobs
-        sampled.top_ids[changed, :width] = scores.top_ids
-        sampled.top_logprobs[changed, :width] = scores.top_logprobs
+        sampled.logprobs[told_raw] = scores.logprobs
+        sampled.top_ids[told_raw, :width] = scores.top_ids
+        sampled.top_logprobs[told_raw, :width] = scores.top_logprobs
         return sampled
 
     def _masks(self, rows: list[Row], failures: dict[SequenceGroup, PellucidError]) -> list[TokenMask | None]:

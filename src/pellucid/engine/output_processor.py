@@ -12,6 +12,7 @@ from pellucid.core.errors import CapacityError, PellucidError
 from pellucid.core.outputs import Logprob, RequestOutput, TokenOutput
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.capture import CaptureBook
+from pellucid.engine.logprobs import token_logprobs
 from pellucid.engine.model_runner import StepResult
 from pellucid.engine.replies import completion_output, echoed_logprobs, request_output, returned_sequences
 from pellucid.engine.scheduler import Scheduler
@@ -173,6 +174,8 @@ class OutputProcessor:
             if group.stream and not token_ids:
                 token = TokenOutput(group.request_id, sequence.index, None, "", None, reason)
                 output.tokens.append(token)
+            elif group.stream and group.sampling_params.echo:
+                self._stream_prompt(sequence, output)
             for number, token_id in enumerate(token_ids, 1):
                 is_last = number == len(token_ids)  # a stop string is found in its text once more
                 sequence.finish_reason = reason if is_last and not isinstance(stop_reason, str) else None
@@ -221,17 +224,8 @@ class OutputProcessor:
         return delta
 
     def _logprobs(self, count: int, token_id: int, sampled: SampledTokens, row: int) -> dict[int, Logprob]:
-        top_ids = sampled.top_ids[row, :count].tolist()
-        top_logprobs = sampled.top_logprobs[row, :count].tolist()
-        rank = top_ids.index(token_id) + 1 if token_id in top_ids else None
-        logprobs = {token_id: Logprob(float(sampled.logprobs[row]), rank, self._token_text(token_id))}
-        for index, (top_id, logprob) in enumerate(zip(top_ids, top_logprobs, strict=True)):
-            if top_id >= 0 and top_id != token_id:
-                logprobs[top_id] = Logprob(logprob, index + 1, self._token_text(top_id))
-        return logprobs
-
-    def _token_text(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+        tops = sampled.top_ids[row, :count], sampled.top_logprobs[row, :count]
+        return token_logprobs(self._tokenizer, token_id, float(sampled.logprobs[row]), *tops)
 
     def _reply(self, group: SequenceGroup) -> RequestOutput:
         texts = {sequence: self._texts.pop(sequence, None) for sequence in group.sequences}

@@ -7,7 +7,7 @@ from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
 
 from pellucid.core.batch import BLOCK_SIZE
-from pellucid.core.config import SchedulerConfig, num_blocks_for
+from pellucid.core.config import SchedulerConfig
 from pellucid.core.errors import PellucidError, QueueFullError
 from pellucid.core.outputs import FinishReason
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
@@ -170,7 +170,7 @@ class Scheduler:
                     samples.extend(sequence.group.sequences)
         plan.num_tokens = self.config.max_num_batched_tokens - budget
         if self._lockstep:
-            hold_back(plan)
+            hold_back(plan, self.cache)
         plan.copies = self.cache.take_copies()
         plan.preempted, self._preempted = self._preempted, []
         return plan
@@ -204,11 +204,8 @@ class Scheduler:
         """Forget the draft tokens, and give back the blocks that only those needed that were wrong."""
         for sequence in plan.drafted:
             sequence.draft_token_ids = []
-            num_scheduled = sequence.num_scheduled_tokens
-            needed = num_blocks_for(sequence.num_computed_tokens + num_scheduled)
-            if not sequence.is_finished and len(sequence.block_tables[0]) > needed:
-                self.cache.trim(sequence, sequence.num_computed_tokens)
-                self.cache.allocate(sequence, num_scheduled)
+            if not sequence.is_finished:
+                self.cache.give_back(sequence, sequence.num_scheduled_tokens)
         plan.drafted = []
 
     def postprocess(self, plan: Plan, token_ids: list[int]) -> None:

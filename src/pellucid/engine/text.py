@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
+
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence
 from pellucid.decoding.stop import StopMatcher
@@ -42,6 +44,15 @@ class SequenceText:
         stop = params.stop_strings
         self._matcher = StopMatcher(stop, include_stop=params.include_stop_str_in_output) if stop else None
         self._stripper = Stripper() if params.strip else None
+
+    def fork(self) -> SequenceText:
+        """A second one that has read the same tokens, and goes its own way."""
+        twin = copy(self)
+        twin._pieces = list(self._pieces)
+        twin._detokenizer = copy(self._detokenizer)
+        twin._matcher = copy(self._matcher)
+        twin._stripper = deepcopy(self._stripper)
+        return twin
 
     @property
     def text(self) -> str:

@@ -315,6 +315,12 @@ class CacheManager:
         del sequence.block_digests[num_full:]
         self._stamp(sequence)
 
+    def give_back(self, sequence: Sequence, num_new_tokens: int) -> None:
+        """Of what `allocate` made room for, keep what the next `num_new_tokens` tokens of `sequence` need."""
+        if len(sequence.block_tables[0]) > num_blocks_for(sequence.num_computed_tokens + num_new_tokens):
+            self.trim(sequence, sequence.num_computed_tokens)
+            self.allocate(sequence, num_new_tokens)
+
     def free(self, sequence: Sequence, *, keep_partial: bool = False) -> None:
         """Give back every block; nothing counts as computed. The end of a prefix is evicted before its beginning.
 

@@ -76,11 +76,13 @@ class GroupSearch(Protocol):
         num_sequences: most that are live at once; the group keeps so many places in the batch.
         num_logprobs: how many top alternatives its rows need; -1 for none and no log-probability either.
         processed_logprobs: whether log-probabilities are those after every transform.
+        num_ahead: tokens by which live sequences are ahead of the answer when they are computed.
     """
 
     num_sequences: int
     num_logprobs: int
     processed_logprobs: bool
+    num_ahead: int
 
     def advance(self, rows: ListLike[SampledRow]) -> list[Continuation]:
         """Take in `rows`, one for each live sequence, in the order in which they were given last time, beginning with
@@ -98,8 +100,7 @@ class TokenSearch(ABC):
     Tokens that end the answer and its length are not the search's concern, and neither is its text.
 
     Attributes:
-        num_sequences, num_logprobs, processed_logprobs: as in GroupSearch.
-        num_ahead: tokens by which live sequences are ahead of the answer when they are computed.
+        num_sequences, num_logprobs, processed_logprobs, num_ahead: as in GroupSearch.
         settled: the token that the last `advance` made final, its log-probability, and the alternatives it was chosen
             from; None if there was none.
     """

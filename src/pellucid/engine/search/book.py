@@ -127,6 +127,7 @@ def _answer(group: SequenceGroup, index: int, hypothesis: Hypothesis, ended: Seq
     sequence.finish_reason = hypothesis.finish_reason or ended.finish_reason
     sequence.stop_reason = hypothesis.stop_reason
     sequence.error = ended.error
+    sequence.token_times = group.step_times[: len(hypothesis.token_ids)]
     sequence.logprobs = hypothesis.logprobs
     sequence.cumulative_logprob = hypothesis.cumulative_logprob
     return sequence
