@@ -163,8 +163,8 @@ class SchemaMaker:
     def _reference(self, depth: int) -> Schema:
         name = f"def{self._random.randrange(3)}"
         if name not in self._definitions:
-            self._definitions[name] = {}  # so that what is made for it does not make it again
-            self._definitions[name] = self._any(max(depth, self._max_depth - 1))
+            make = self._random.choice((self._object, self._array, self._any))
+            self._definitions[name] = make(self._max_depth)  # which refers to nothing further
         return {"$ref": f"#/$defs/{name}"}
 
     def _list(self, depth: int) -> Schema:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pellucid.core.metrics import EngineMetrics, RequestMetrics
     from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
     from pellucid.core.sampling_params import SamplingParams
+    from pellucid.core.structured_outputs import StructuredOutputsParams
     from pellucid.engine.async_engine import AsyncEngine
     from pellucid.engine.async_request import AsyncTokenStream
     from pellucid.engine.llm import LLM
@@ -39,6 +40,7 @@ _HOME = {
     "AsyncTokenStream": "pellucid.engine.async_request",
     "LLM": "pellucid.engine.llm",
     "SamplingParams": "pellucid.core.sampling_params",
+    "StructuredOutputsParams": "pellucid.core.structured_outputs",
     "CaptureParams": "pellucid.core.capture",
     "Captured": "pellucid.core.capture",
     "OperationCost": "pellucid.core.capture",
@@ -94,6 +96,7 @@ __all__ = [
     "SamplingParams",
     "SpeculativeConfig",
     "StorageError",
+    "StructuredOutputsParams",
     "TokenOutput",
     "UnsupportedModelError",
     "__version__",

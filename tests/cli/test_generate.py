@@ -223,3 +223,39 @@ def test_a_missing_file(generate, tmp_path: Path) -> None:
     code, out, err = generate(str(tmp_path / "none.gguf"), "hi")
     assert (code, out) == (2, "")
     assert err == f"error: no such file: {tmp_path / 'none.gguf'}"
+
+
+def test_the_answer_looks_as_the_options_ask(answer, chat_model: str, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.gbnf"
+    schema.write_text('{"type": "object", "properties": {"é": {"enum": [1, 2]}}, "required": ["é"]}', encoding="utf-8")
+    grammar.write_text('root ::= "<" [ab]{2} ">"\n')
+    options = ("hello", "--max-tokens", "40", "--temperature", "1", "--seed", "3")
+    assert json.loads(answer(chat_model, *options, "--json-schema", str(schema))["text"])["é"] in (1, 2)
+    assert re.fullmatch("[0-9]{3}", answer(chat_model, *options, "--regex", "[0-9]{3}")["text"])
+    assert answer(chat_model, *options, "--choice", "yes", "--choice", "no")["text"] in ("yes", "no")
+    assert re.fullmatch("<[ab]{2}>", answer(chat_model, *options, "--grammar", str(grammar))["text"])
+    assert answer(chat_model, *options, "--json-object")["text"].startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--json-schema", "/nowhere/schema.json"), "--json-schema: /nowhere/schema.json cannot be read: No such file"),
+        (("--grammar", "/"), "--grammar: / cannot be read: "),
+        (("--regex", "a("), "unclosed group"),
+        (("--regex", ""), "not empty"),
+        (("--choice", ""), "not ''"),
+        (("--regex", "a", "--choice", "b"), "not allowed with"),
+        (("--choice", "a", "--ignore-eos"), "leave ignore_eos false"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(generate, chat_model: str, options: tuple[str, ...], message: str) -> None:
+    code, out, err = generate(chat_model, "hello", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_a_schema_file_that_is_not_utf8_is_refused(generate, chat_model: str, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_bytes(b'{"const": "\xff"}')
+    assert "not valid UTF-8: " in generate(chat_model, "hello", "--json-schema", str(schema))[2]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
-import llguidance
 import numpy as np
 import pytest
 
 from benchmarks.json_schemas import make_schemas
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.structured_outputs import StructuredOutputsParams
-from pellucid.decoding.grammar import GrammarMatcher
+from pellucid.decoding import grammar_compiler
+from pellucid.decoding.grammar import Grammar, GrammarMatcher
 from pellucid.decoding.grammar_compiler import GrammarCompiler
 from tests.support.grammars import allowed, compiled, random_answer, random_texts
 from tests.support.mutants import mutant
@@ -134,6 +133,8 @@ def test_stop_tokens_may_come_where_the_answer_may_end_and_only_there() -> None:
     rows = matcher.masks(a, [stop, 5])
     assert np.array_equal(rows[0], matcher.masks(a)[0])
     assert len(allowed(rows[1])) == len(allowed(rows[2])) == TOKENIZER.vocab_size
+    for end in (stop, *ENDS):
+        assert len(allowed(matcher.masks([*a, end])[0])) == TOKENIZER.vocab_size
 
 
 def test_rows_of_drafts_are_the_masks_after_them() -> None:
@@ -199,8 +200,8 @@ def test_a_faulty_rollback_is_noticed(old: str, new: str, monkeypatch: pytest.Mo
 
 
 def test_drafts_that_stay_matched_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = mutant(GrammarMatcher.masks, "self._matched.append(draft)", "pass")
-    monkeypatch.setattr(GrammarMatcher, "masks", changed)
+    changed = mutant(GrammarMatcher._masks, "self._matched.append(draft)", "pass")
+    monkeypatch.setattr(GrammarMatcher, "_masks", changed)
     with pytest.raises((AssertionError, InvalidRequestError)):
         check_all_masks()
 
@@ -217,16 +218,47 @@ def test_matchers_of_one_grammar_do_not_disturb_each_other() -> None:
 
 
 def test_what_grows_too_complex_on_the_way_is_refused_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llguidance, "LLParserLimits", partial(llguidance.LLParserLimits, max_lexer_states=300))
+    monkeypatch.setattr(grammar_compiler, "MAX_LEXER_STATES", 300)
     grammar = GrammarCompiler(TOKENIZER).compile(StructuredOutputsParams(regex="[a-z]{1,2000}[a-y]{1,2000}"), 60)
     matcher = grammar.matcher()
     token_ids = TOKENIZER.encode("abcdefgh" * 100)
     with pytest.raises(InvalidRequestError, match=r"after [0-9]+ tokens of the answer, .*too ") as refused:
-        list(map(matcher.masks, (token_ids[:end] for end in range(len(token_ids)))))
-    with pytest.raises(InvalidRequestError, match=re.escape(refused.value.message)):  # and stays so
-        matcher.masks(token_ids[:1])
+        list(map(matcher.masks, beginnings(token_ids)))
     assert refused.value.param == "structured_outputs"
     assert "\n" not in refused.value.message
+
+
+def check_no_request_stops_another() -> None:
+    compiler = GrammarCompiler(TOKENIZER)
+    params = StructuredOutputsParams(regex="[a-z]{1,2000}[a-y]{1,2000}")
+    token_ids = TOKENIZER.encode("abcdefgh" * 100)
+    alone = list(map(compiler.compile(params, 60).matcher().masks, beginnings(token_ids[:100])))
+    grammar = GrammarCompiler(TOKENIZER).compile(params, 60)
+    other = grammar.matcher()
+    assert np.array_equal(other.masks([]), alone[0])
+    with pytest.raises(InvalidRequestError):
+        list(map(grammar.matcher().masks, beginnings(token_ids)))
+    assert np.array_equal(list(map(other.masks, beginnings(token_ids[:100]))), alone)
+    assert np.array_equal(list(map(grammar.matcher().masks, beginnings(token_ids[:100]))), alone)
+
+
+def test_a_request_at_the_limits_does_not_stop_others_of_the_same_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_compiler, "MAX_LEXER_STATES", 300)
+    check_no_request_stops_another()
+    monkeypatch.setattr(Grammar, "begin_alone", Grammar.begin)
+    with pytest.raises(InvalidRequestError):
+        check_no_request_stops_another()
+
+
+def test_a_worn_grammar_is_not_given_to_new_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_compiler, "MAX_LEXER_STATES", 300)
+    compiler = GrammarCompiler(TOKENIZER)
+    params = StructuredOutputsParams(regex="[a-z]{1,2000}[a-y]{1,2000}")
+    grammar = compiler.compile(params, 60)
+    assert compiler.compile(params, 60) is grammar
+    with pytest.raises(InvalidRequestError):
+        list(map(grammar.matcher().masks, beginnings(TOKENIZER.encode("abcdefgh" * 100))))
+    assert compiler.compile(params, 60) is not grammar
 
 
 def test_tokens_that_do_not_follow_the_grammar_are_refused() -> None:
@@ -240,6 +272,10 @@ def test_bits_beyond_the_vocabulary_are_not_set() -> None:
     matcher = compiled(TOKENIZER, choice=["ab"]).matcher()
     for row in matcher.masks([], [5, 5]):
         assert max(allowed(row)) < TOKENIZER.vocab_size
+
+
+def beginnings(token_ids: list[int]) -> list[list[int]]:
+    return [token_ids[:end] for end in range(len(token_ids))]
 
 
 def ends(matcher: GrammarMatcher, text: str) -> bool:

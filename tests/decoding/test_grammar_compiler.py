@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pellucid.core.errors import InvalidRequestError, QueueFullError, UnsupportedModelError
+from pellucid.core.errors import InvalidRequestError, QueueFullError
 from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.decoding import grammar_compiler
 from pellucid.decoding.grammar import Grammar
@@ -142,7 +142,7 @@ def test_a_model_without_an_end_is_refused() -> None:
     class Endless:
         eos_token_ids: frozenset[int] = frozenset()
 
-    with pytest.raises(UnsupportedModelError, match="no end-of-sequence token"):
+    with pytest.raises(InvalidRequestError, match="no end-of-sequence token"):
         GrammarCompiler(Endless()).compile(AB, 60)  # type: ignore[arg-type]
 
 

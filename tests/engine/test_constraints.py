@@ -181,7 +181,7 @@ def test_the_book_costs_nothing_where_nobody_asks() -> None:
     book.open(group)
     assert book
     book.begin([(make_group(PROMPT).sequences[0], PROMPT), (group.sequences[0], PROMPT)])
-    first, second = book.join()
+    first, second = book.join({})
     assert first is None
     assert second is not None
     book.close(group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,22 +48,25 @@ def model_path(name: str) -> Path:
     return catalog.cached_path(entry)
 
 
-@cache
-def byte_level_tokenizer() -> Tokenizer:
-    """A byte-level vocabulary: every byte, some longer tokens, and three special ones; ends with <|im_end|> and
+def byte_level_metadata() -> dict[str, Any]:
+    """Of a byte-level vocabulary: every byte, some longer tokens, and three special ones; ends with <|im_end|> and
     <|endoftext|>."""
     merges = ['{ "', '" :', ': "', '" ,', ', "', "t r", "tr u", "tru e", "Ġ t", "a b", "n u", "l l", "nu ll", "1 2"]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokens = [*BYTE_LEVEL_ALPHABET, *(merge.replace(" ", "") for merge in merges), *special]
     first = len(tokens) - len(special)
-    return Tokenizer.from_gguf(
-        {
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "smollm",
-            "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": [TokenType.NORMAL] * first + [TokenType.CONTROL] * len(special),
-            "tokenizer.ggml.merges": merges,
-            "tokenizer.ggml.bos_token_id": first,
-            "tokenizer.ggml.eos_token_id": first + 2,
-        }
-    )
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [TokenType.NORMAL] * first + [TokenType.CONTROL] * len(special),
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": first,
+        "tokenizer.ggml.eos_token_id": first + 2,
+    }
+
+
+@cache
+def byte_level_tokenizer() -> Tokenizer:
+    """The tokenizer of `byte_level_metadata`."""
+    return Tokenizer.from_gguf(byte_level_metadata())

@@ -34,6 +34,8 @@ cat letter.txt | pellucid generate --system "Summarize what you are given."
 pellucid generate "Name three rivers." --json | jq -r .text
 pellucid generate "The sky is" --raw --max-tokens 5 --logprobs 3
 pellucid generate "Name a colour." --temperature 1.2 --n 3 --bad-words blue
+pellucid generate "Is a whale a fish?" --choice yes --choice no
+pellucid generate "Describe Paris." --json-schema city.json
 """
 
 

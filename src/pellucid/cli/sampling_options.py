@@ -1,10 +1,12 @@
-"""The options that fill a SamplingParams: for each field, one of its name."""
+"""The options that fill a SamplingParams: for each field, one of its name; for structured_outputs, those of its own."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from pellucid.cli.structured_options import add_structured_output_options
 
 DEFAULT_MAX_TOKENS = 512
 
@@ -144,6 +146,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, of_one_answer: bool
             group = parser.add_argument_group(heading)
             for option in options:
                 _add(group, option)
+    add_structured_output_options(parser)
 
 
 def given_params(args: argparse.Namespace) -> dict[str, Any]:

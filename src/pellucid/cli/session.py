@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pellucid.cli.sampling_options import DEFAULT_MAX_TOKENS, given_params
+from pellucid.cli.structured_options import structured_outputs
 from pellucid.core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     given = given_params(args)
     if "seed" not in given and args.temperature != 0:
         given["seed"] = int.from_bytes(os.urandom(4), "little")
-    return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, **given})
+    return SamplingParams(**{"max_tokens": DEFAULT_MAX_TOKENS, "structured_outputs": structured_outputs(args), **given})
 
 
 def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:

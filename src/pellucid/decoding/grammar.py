@@ -1,14 +1,12 @@
 """Grammars that an answer follows: which tokens may come next. The work is llguidance's
 (https://github.com/guidance-ai/llguidance): a lexer of regular expression derivatives under an Earley parser, walked
-over a trie of the vocabulary.
-
-A mask is uint32 [ceil(vocab_size / 32)]: token t is allowed where bit t % 32 of word t // 32 is set.
+over a trie of the vocabulary. Masks are those of pellucid.decoding.token_mask.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as ListLike
 from typing import TYPE_CHECKING
 
@@ -22,21 +20,39 @@ if TYPE_CHECKING:
 
 
 class Grammar:
-    """A grammar, compiled for a vocabulary. Immutable, and shared between requests.
+    """A grammar, compiled for a vocabulary, to be shared between requests.
 
     Args:
-        matcher: in its first state. It is only ever copied.
+        matcher: in its first state. It is only ever copied. Copies have one lexer in common, which grows with use: that
+            makes later ones quicker, but one that comes to the lexer's limits stops them all.
+        compile_anew: compiles it once more, to a matcher that has nothing in common with others.
         eos_token_ids: any of them may come where the answer may end.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, eos_token_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        compile_anew: Callable[[Grammar], LLMatcher],
+        vocab_size: int,
+        eos_token_ids: Collection[int],
+    ) -> None:
         self._matcher = matcher
+        self._compile_anew = compile_anew
         self.vocab_size = vocab_size
+        self.eos_token_ids = frozenset(eos_token_ids)
         self.eos_token_id = min(eos_token_ids)
 
     def matcher(self, stop_token_ids: Collection[int] = ()) -> GrammarMatcher:
         """For one sequence, whose answer `stop_token_ids` end too: they may come wherever it may end."""
-        return GrammarMatcher(self._matcher.deep_copy(), self, stop_token_ids)
+        return GrammarMatcher(self, stop_token_ids)
+
+    def begin(self) -> LLMatcher:
+        """A matcher of llguidance's that has matched nothing."""
+        return self._matcher.deep_copy()
+
+    def begin_alone(self) -> LLMatcher:
+        """The same, which no other can have brought to its limits. Takes as long as compiling does."""
+        return self._compile_anew(self)
 
 
 class GrammarMatcher:
@@ -46,11 +62,13 @@ class GrammarMatcher:
     it again: a caller may go back to fewer or other tokens at any time. A token matches in about ten microseconds.
     """
 
-    def __init__(self, matcher: LLMatcher, grammar: Grammar, stop_token_ids: Collection[int]) -> None:
-        self._matcher = matcher
+    def __init__(self, grammar: Grammar, stop_token_ids: Collection[int]) -> None:
+        self._grammar = grammar
+        self._matcher = grammar.begin()
         self._matched: list[int] = []
         self._lock = threading.Lock()
         self._eos = grammar.eos_token_id
+        self._ends = {*grammar.eos_token_ids, *stop_token_ids}
         self._all_allowed = np.full(-(-grammar.vocab_size // 32), 0xFFFFFFFF, np.uint32)
         if grammar.vocab_size % 32:
             self._all_allowed[-1] = (1 << grammar.vocab_size % 32) - 1
@@ -62,25 +80,34 @@ class GrammarMatcher:
         """What may come after `token_ids`, the answer so far, and after each of the `drafts` that may follow it.
 
         Returns:
-            uint32 [1 + len(drafts), ceil(vocab_size / 32)]. Row i is after `drafts[:i]`. It allows all where the
-            grammar does not allow those: such drafts are not chosen, so nobody asks what comes after them.
+            uint32 [1 + len(drafts), ceil(vocab_size / 32)]. Row i is after `drafts[:i]`. It allows all after an end,
+            and where the grammar does not allow those: such drafts are not chosen, so nobody asks what comes after.
 
         Raises:
             InvalidRequestError: the grammar takes more work here than the limits allow, no token of the vocabulary
                 goes on with it, or it does not allow `token_ids`.
         """
         with self._lock:
-            self._move_to(token_ids)
-            rows = np.tile(self._all_allowed, (1 + len(drafts), 1))
-            self._fill(rows[0])
-            for row, draft in enumerate(drafts):
-                if draft == self._eos or not rows[row, draft // 32] >> np.uint32(draft % 32) & 1:
-                    break
-                if not self._matcher.try_consume_tokens([draft]):  # a stop token that is no part of the grammar
-                    break
-                self._matched.append(draft)
-                self._fill(rows[row + 1])
+            try:
+                return self._masks(token_ids, drafts)
+            except InvalidRequestError:  # llguidance stays in its error, which may be the fault of others
+                self._matcher, self._matched = self._grammar.begin_alone(), []
+                return self._masks(token_ids, drafts)
+
+    def _masks(self, token_ids: ListLike[int], drafts: ListLike[int]) -> NDArray[np.uint32]:
+        rows = np.tile(self._all_allowed, (1 + len(drafts), 1))
+        if token_ids and token_ids[-1] in self._ends:
             return rows
+        self._move_to(token_ids)
+        self._fill(rows[0])
+        for row, draft in enumerate(drafts):
+            if draft in self._ends or not rows[row, draft // 32] >> np.uint32(draft % 32) & 1:
+                break
+            if not self._matcher.try_consume_tokens([draft]):
+                raise self._failed()
+            self._matched.append(draft)
+            self._fill(rows[row + 1])
+        return rows
 
     def _move_to(self, token_ids: ListLike[int]) -> None:
         """Match `token_ids`, and nothing else."""

@@ -7,9 +7,8 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pellucid.core.errors import InvalidRequestError, PellucidError, QueueFullError
 from pellucid.core.structured_outputs import StructuredOutputsParams
@@ -18,11 +17,17 @@ from pellucid.decoding.grammar_vocabulary import build_vocabulary
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llguidance import LLTokenizer
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from llguidance import LLMatcher, LLTokenizer
+
+T = TypeVar("T")
 
 COMPILE_SECONDS = 5.0
 """Longest that a request waits for its grammar."""
 CACHED_GRAMMARS = 64
+MAX_LEXER_STATES = 50_000
+"""Of one grammar, all requests that share it together; a state takes up to 2 kB."""
 NUM_THREADS = 2
 STACK_BYTES = 256 << 20
 """llguidance compiles recursively. What the size limits of StructuredOutputsParams let through was measured to take up
@@ -49,30 +54,29 @@ class GrammarCompiler:
         """The grammar of `params`; waits for it.
 
         Raises:
-            InvalidRequestError: it is malformed, cannot be fulfilled, or takes too much work or time to compile.
-            UnsupportedModelError: the model has no end-of-sequence token.
+            InvalidRequestError: it is malformed, cannot be fulfilled, or takes too much work or time to compile; or the
+                model has no end-of-sequence token.
             QueueFullError: others are being compiled all that time.
         """
         future = self.submit(params)
         try:
             return future.result(seconds)
-        except FutureTimeoutError:
+        except TimeoutError:
             raise self.too_slow(future, seconds) from None
 
     def submit(self, params: StructuredOutputsParams) -> Future[Grammar]:
         """The grammar of `params`, once it is there. Raises from the future as `compile`, except for the time."""
+        from concurrent.futures import Future  # here, as all that plain requests do not need
+
         with self._lock:
             grammar = self._grammars.get(params)
             if grammar is not None:
                 self._grammars.move_to_end(params)
-                done: Future[Grammar] = Future()
-                done.set_result(grammar)
-                return done
-            if self._process != os.getpid():  # forked: the threads stayed behind, with whatever they held
-                self._process, self._threads, self._vocabulary_lock = os.getpid(), None, threading.Lock()
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(NUM_THREADS, "pellucid-grammar")
-            return _submit_with_stack(self._threads, self._compile, params)
+        if grammar is None:
+            return self._submit(partial(self._compile, params))
+        done: Future[Grammar] = Future()
+        done.set_result(grammar)
+        return done
 
     @staticmethod
     def too_slow(future: Future[Grammar], seconds: float) -> PellucidError:
@@ -88,6 +92,34 @@ class GrammarCompiler:
         )
 
     def _compile(self, params: StructuredOutputsParams) -> Grammar:
+        matcher = self._matcher(params)
+        compile_anew = partial(self._compile_anew, params)
+        grammar = Grammar(matcher, compile_anew, self._tokenizer.vocab_size, self._tokenizer.eos_token_ids)
+        with self._lock:
+            self._grammars[params] = grammar
+            while len(self._grammars) > CACHED_GRAMMARS:
+                self._grammars.popitem(last=False)
+        return grammar
+
+    def _compile_anew(self, params: StructuredOutputsParams, worn: Grammar) -> LLMatcher:
+        """A matcher for a request that came to the limits of the `worn` grammar, which no new request gets."""
+        with self._lock:
+            if self._grammars.get(params) is worn:
+                del self._grammars[params]
+        return self._submit(partial(self._matcher, params)).result()
+
+    def _submit(self, function: Callable[[], T]) -> Future[T]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with self._lock:
+            if self._process != os.getpid():  # forked: the threads stayed behind, with whatever they held
+                self._process, self._threads, self._vocabulary_lock = os.getpid(), None, threading.Lock()
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(NUM_THREADS, "pellucid-grammar")
+            return _submit_with_stack(self._threads, function)
+
+    def _matcher(self, params: StructuredOutputsParams) -> LLMatcher:
+        """In a thread with a large stack: the grammar of `params`, in its first state."""
         from llguidance import LLMatcher, LLParserLimits
 
         vocabulary = self._get_vocabulary()
@@ -96,18 +128,14 @@ class GrammarCompiler:
             source = _source(params)
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"{name}: {error or 'nested too deeply'}", param=name) from None
-        matcher = LLMatcher(vocabulary, source, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+        matcher = LLMatcher(vocabulary, source, log_level=0, limits=limits)
         first = None if matcher.is_error() else matcher.deep_copy()
         if first is not None:
             first.compute_bitmask()  # what cannot even begin is refused here
         if first is None or first.is_error():
             raise InvalidRequestError(f"{name}: {explained((first or matcher).get_error())}", param=name)
-        grammar = Grammar(matcher, self._tokenizer.vocab_size, self._tokenizer.eos_token_ids)
-        with self._lock:
-            self._grammars[params] = grammar
-            while len(self._grammars) > CACHED_GRAMMARS:
-                self._grammars.popitem(last=False)
-        return grammar
+        return matcher
 
     def _get_vocabulary(self) -> LLTokenizer:
         with self._vocabulary_lock:
@@ -119,14 +147,12 @@ class GrammarCompiler:
 _stack_lock = threading.Lock()
 
 
-def _submit_with_stack(
-    threads: ThreadPoolExecutor, function: Callable[[StructuredOutputsParams], Grammar], params: StructuredOutputsParams
-) -> Future[Grammar]:
+def _submit_with_stack(threads: ThreadPoolExecutor, function: Callable[[], T]) -> Future[T]:
     """`threads.submit`, where a thread that it starts gets a stack of STACK_BYTES."""
     with _stack_lock:
         usual = threading.stack_size(STACK_BYTES)
         try:
-            return threads.submit(function, params)
+            return threads.submit(function)
         finally:
             threading.stack_size(usual)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pellucid.core.errors import UnsupportedModelError
+from pellucid.core.errors import InvalidRequestError
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ def build_vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
     """The bytes of every token, as a trie. Takes 0.1 s for 49,152 tokens and 1 s for 262,144, with the GIL held.
 
     Raises:
-        UnsupportedModelError: the model has no end-of-sequence token, which the end of a grammar needs.
+        InvalidRequestError: the model has no end-of-sequence token, which the end of a grammar needs.
     """
     from llguidance import LLTokenizer
 
     if not tokenizer.eos_token_ids:
-        raise UnsupportedModelError(
+        raise InvalidRequestError(
             "this model has no end-of-sequence token, so it could not end an answer that follows a grammar",
             param="structured_outputs",
         )

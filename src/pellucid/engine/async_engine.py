@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,8 +34,11 @@ from pellucid.core.errors import EngineClosedError, EngineError, InvalidRequestE
 from pellucid.core.metrics import EngineMetrics
 from pellucid.core.outputs import RequestOutput
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.core.trace import TraceSink
 from pellucid.core.validation import INT32_MAX, check_integer
+from pellucid.decoding.grammar import Grammar
+from pellucid.decoding.grammar_compiler import COMPILE_SECONDS
 from pellucid.engine.async_request import AsyncRequest, AsyncTokenStream, Item
 from pellucid.engine.llm_engine import Message, Prompt, PromptLike
 from pellucid.engine.loading import load_engine
@@ -165,9 +169,10 @@ class AsyncEngine:
 
         Raises:
             InvalidRequestError: at once for what is wrong with the parameters; from the stream, before anything is
-                queued, for what is wrong with the prompt or the request_id. It concerns this request alone.
+                queued, for what is wrong with the prompt, the grammar or the request_id. It is of this request alone.
             ContextLengthError: from the stream: the prompt leaves no room for a token.
-            QueueFullError: from the stream: too many requests wait, or this one waited too long.
+            QueueFullError: from the stream: too many requests wait or grammars are being compiled, or this one waited
+                too long.
             CapacityError: from the stream: what it would capture may take more memory than there is.
             EngineClosedError: from the stream: the engine is draining or was shut down.
             BackendError, EngineError: from the stream: computing failed.
@@ -282,6 +287,8 @@ class AsyncEngine:
         prepared = self._register(request, prompt)
         try:
             checked = await asyncio.wrap_future(prepared)
+            if request.sampling_params.structured_outputs is not None:
+                checked = replace(checked, grammar=await self._compile(request.sampling_params.structured_outputs))
             with self._requests_lock:
                 if self._is_stopping:
                     raise EngineClosedError("this engine was shut down")
@@ -292,6 +299,14 @@ class AsyncEngine:
                     self._num_coming -= 1
                     self._unregister(request.request_id)
             raise
+
+    async def _compile(self, structured_outputs: StructuredOutputsParams) -> Grammar:
+        """The grammar of a request. Neither the loop nor the tokenizer threads wait for it."""
+        compiling = self._engine.grammars.submit(structured_outputs)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_SECONDS)
+        except TimeoutError:
+            raise self._engine.grammars.too_slow(compiling, COMPILE_SECONDS) from None
 
     def _has_read(self, request: AsyncRequest) -> None:
         """Let a paused request go on, if enough of it was read."""

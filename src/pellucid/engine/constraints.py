@@ -8,10 +8,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import InvalidRequestError, PellucidError
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
+from pellucid.decoding.grammar import Grammar
 from pellucid.decoding.token_mask import TokenMask
+from pellucid.engine.grammar_masks import GrammarMasks
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 Row: TypeAlias = tuple[Sequence, ListLike[int]]
@@ -32,17 +34,24 @@ class ConstraintBook:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._constraints: dict[SequenceGroup, TokenConstraints] = {}
+        self._grammars = GrammarMasks()
+        self._rows: list[Row] = []
         self._masks: list[TokenMask | None] = []
 
     def __bool__(self) -> bool:
-        return bool(self._constraints)
+        return bool(self._constraints) or bool(self._grammars)
 
-    def open(self, group: SequenceGroup) -> None:
-        """Begin to watch over a request; a refusal leaves nothing behind.
+    def open(self, group: SequenceGroup, grammar: Grammar | None = None) -> None:
+        """Begin to watch over a request, whose answers follow `grammar`; a refusal leaves nothing behind.
 
         Raises:
             InvalidRequestError: its parameters leave no token to begin with.
         """
+        self._open_constraints(group)
+        if grammar is not None:
+            self._grammars.open(group, grammar)
+
+    def _open_constraints(self, group: SequenceGroup) -> None:
         params = group.sampling_params
         if not any(getattr(params, name) not in (None, (), 0) for name in _MASKS):
             return
@@ -61,18 +70,34 @@ class ConstraintBook:
     def close(self, group: SequenceGroup) -> None:
         """A request has ended. No effect on one without constraints."""
         self._constraints.pop(group, None)
+        self._grammars.close(group)
 
-    def begin(self, rows: Iterable[Row]) -> None:
-        """Begin the masks of a step."""
+    def begin(self, rows: list[Row]) -> None:
+        """Begin the masks of a step. The rows of one sequence stand together, each with one draft more."""
+        self._rows = rows
         self._masks = []
+        if self._grammars:
+            self._grammars.begin(rows)  # in other threads, while the rest of this goes on
         for sequence, token_ids in rows:
             constraints = self._constraints.get(sequence.group)
             self._masks.append(None if constraints is None else constraints.mask(token_ids))
 
-    def join(self) -> list[TokenMask | None]:
-        """The masks of the step that was begun, one a row; None where all tokens are allowed. One that allows none is
-        for the caller to refuse, with `nothing_left`."""
+    def join(self, failures: dict[SequenceGroup, PellucidError]) -> list[TokenMask | None]:
+        """The masks of the step that was begun, one a row; None where all tokens are allowed. Requests that have none
+        are added to `failures`, with the reason."""
+        rows, self._rows = self._rows, []
         masks, self._masks = self._masks, []
+        for row, result in self._grammars.join().items():
+            if isinstance(result, PellucidError):
+                failures.setdefault(rows[row][0].group, result)
+                masks[row] = None
+            else:
+                own = masks[row]
+                masks[row] = result if own is None else own & result
+        for row, mask in enumerate(masks):
+            if mask is not None and not mask.any():
+                failures.setdefault(rows[row][0].group, nothing_left(*rows[row]))
+                masks[row] = None
         return masks
 
 

@@ -263,10 +263,11 @@ class LLM:
             InvalidRequestError, ContextLengthError, CapacityError: at once, before the first token is asked for.
             BackendError: from the iterator, if computing fails.
         """
-        prepared = self._engine.prepare(prompt)
+        params = sampling_params or SamplingParams()
+        self._engine.check_params(params, capture)
+        prepared = self._engine.with_grammar(self._engine.prepare(prompt), params)
         inbox: Inbox = deque()
         with self._exclusive():
-            params = sampling_params or SamplingParams()
             request_id = self._add(prepared, params, inbox, stream=True, capture=capture)
         return TokenStream(self, request_id, inbox)
 
@@ -375,6 +376,8 @@ class LLM:
         params = _one_each(sampling_params, len(prompts))
         for distinct in {id(each): each for each in params}.values():
             self._engine.check_params(distinct, capture)
+            if distinct.structured_outputs is not None:
+                self._engine.grammars.compile(distinct.structured_outputs)
         prepared = [self._prepare(prompt, index, len(prompts)) for index, prompt in enumerate(prompts)]
         replies: list[RequestOutput | None] = [None] * len(prompts)
         with (

@@ -32,6 +32,8 @@ from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.core.trace import RequestAdded, RequestFinished, SequencePreempted, StepDone, TraceSink
 from pellucid.core.validation import check_integer, shown
+from pellucid.decoding.grammar import Grammar
+from pellucid.decoding.grammar_compiler import GrammarCompiler
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.constraints import ConstraintBook
 from pellucid.engine.custom_processors import ProcessorBook
@@ -65,7 +67,6 @@ NOT_YET = (
     "eta_cutoff",
     "xtc_probability",
     "mirostat",
-    "structured_outputs",
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
@@ -84,12 +85,18 @@ _DEFAULT_PARAMS = SamplingParams()
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that was checked. `text` is None where token ids were given; `negative_token_ids` are those of the
-    negative prompt, None where there is none."""
+    """A prompt that was checked.
+
+    Attributes:
+        text: None where token ids were given.
+        negative_token_ids: those of the negative prompt; None where there is none.
+        grammar: what its answer follows; None for anything, or if it is yet to be compiled.
+    """
 
     text: str | None
     token_ids: list[int]
     negative_token_ids: list[int] | None = None
+    grammar: Grammar | None = None
 
 
 class LLMEngine:
@@ -99,6 +106,7 @@ class LLMEngine:
         scheduler: who runs and who waits.
         max_model_len: most tokens of a prompt and its continuation together.
         trace: who is told of every step; None for nobody.
+        grammars: compiles what answers are to follow.
     """
 
     def __init__(
@@ -148,6 +156,7 @@ class LLMEngine:
         self._clock = clock
         self._seed = seed
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
+        self.grammars = GrammarCompiler(tokenizer)
         self._capture_memory = capture_memory
         self._speculative = speculative
         self._drafter = drafter
@@ -233,6 +242,18 @@ class LLMEngine:
             return self.prepare(text_or_ids).token_ids
         except InvalidRequestError as error:
             raise type(error)(f"negative_prompt: {error.message}", param="negative_prompt") from None
+
+    def with_grammar(self, prompt: Prompt, sampling_params: SamplingParams) -> Prompt:
+        """`prompt` with the grammar that its answer follows, if `sampling_params` ask for one; waits while it is
+        compiled. From any thread.
+
+        Raises:
+            InvalidRequestError: it is malformed, cannot be fulfilled or is too large.
+            QueueFullError: too many grammars are being compiled.
+        """
+        if sampling_params.structured_outputs is None or prompt.grammar is not None:
+            return prompt
+        return replace(prompt, grammar=self.grammars.compile(sampling_params.structured_outputs))
 
     def check_params(
         self, sampling_params: SamplingParams, capture: CaptureParams | None = None, *, stream: bool = False
@@ -344,7 +365,7 @@ class LLMEngine:
         Raises:
             InvalidRequestError: something about it cannot be served; `param` names it. Nothing was queued.
             ContextLengthError: the prompt leaves no room for a token.
-            QueueFullError: too many requests wait already.
+            QueueFullError: too many requests wait already, or too many grammars are being compiled.
             CapacityError: what it would capture may take more memory than there is.
         """
         if request_id in self._groups:
@@ -353,6 +374,7 @@ class LLMEngine:
         self.check_options(priority, cache_salt)
         if not isinstance(prompt, Prompt):
             prompt = self.prepare(prompt, sampling_params.negative_prompt)
+        prompt = self.with_grammar(prompt, sampling_params)
         search = self._search(sampling_params, len(prompt.token_ids))
         group = SequenceGroup(
             request_id,
@@ -375,7 +397,7 @@ class LLMEngine:
             for sequence in group.sequences:
                 sequence.max_length += search.num_ahead
             self._require_blocks(group)
-        self._constraints.open(group)
+        self._constraints.open(group, prompt.grammar)
         try:
             if capture is not None:
                 self._captures.open(group, capture)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,19 +144,17 @@ class ModelRunner:
         sampling: SamplingBatch,
         failures: dict[SequenceGroup, PellucidError],
     ) -> SampledTokens:
-        masks = self._masks(rows, failures)
+        masks = self._constraints.join(failures)
+        if any(mask is not None for mask in masks):
+            sampling = replace(sampling, masks=masks)
         processed = [row for row, (sequence, _) in enumerate(rows) if sequence.group in self._processors]
-        changed = sorted({*processed, *(row for row, mask in enumerate(masks) if mask is not None)})
-        if not changed:
+        if not processed:
             return self._backend.sample(logits, sampling)
-        told_raw = [row for row in changed if not sampling.rows["processed_logprobs"][row]]
+        told_raw = [row for row in processed if not sampling.rows["processed_logprobs"][row]]
         raw = logits[told_raw]
         logits = logits.copy()
         for row in processed:
             self._process(logits[row], rows[row], masks[row], failures)
-        for row, mask in enumerate(masks):
-            if mask is not None and rows[row][0].group not in failures:
-                logits[row] = apply_mask(logits[row], mask)
         sampled = self._backend.sample(logits, sampling)
         scores = _scores(raw, sampled.token_ids[told_raw], sampling.rows["num_logprobs"][told_raw])
         width = scores.top_ids.shape[1]
@@ -164,14 +162,6 @@ class ModelRunner:
         sampled.top_ids[told_raw, :width] = scores.top_ids
         sampled.top_logprobs[told_raw, :width] = scores.top_logprobs
         return sampled
-
-    def _masks(self, rows: list[Row], failures: dict[SequenceGroup, PellucidError]) -> list[TokenMask | None]:
-        masks = self._constraints.join()
-        for row, mask in enumerate(masks):
-            if mask is not None and not mask.any():
-                failures.setdefault(rows[row][0].group, nothing_left(*rows[row]))
-                masks[row] = None
-        return masks
 
     def _process(
         self,

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pellucid.core.capture import CaptureParams
-from pellucid.core.errors import CapacityError, InvalidRequestError, PellucidError
+from pellucid.core.errors import CapacityError, InvalidRequestError, PellucidError, QueueFullError
 from pellucid.core.outputs import CompletionOutput, RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.llm_engine import Prompt
@@ -137,7 +137,8 @@ class OfflineRun:
                 prepared = (
                     prompt if isinstance(prompt, Prompt) else engine.prepare(prompt, sampling_params.negative_prompt)
                 )
-            except InvalidRequestError as error:
+                prepared = engine.with_grammar(prepared, sampling_params)
+            except (InvalidRequestError, QueueFullError) as error:
                 self._refused.append((number, _refused(number, prompt, sampling_params, error)))
                 return
             self._add(number, prepared, sampling_params)

@@ -14,6 +14,7 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
 from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
+from pellucid.server.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 MAX_PROMPTS = 2048
@@ -37,7 +38,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 _NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     **_NEUTRAL,
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "tools": ([],),
     "tool_choice": ("none",),
@@ -150,7 +150,7 @@ def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(body: Mapping[str, Any], own: set[str], neutral: Mapping[str, tuple[object, ...]]) -> None:
-    known = own | SAMPLING_FIELDS | _LABELS | {"model", "return_token_ids"}
+    known = own | SAMPLING_FIELDS | RESPONSE_FORMAT_FIELDS | _LABELS | {"model", "return_token_ids"}
     for name, value in body.items():
         if name in _LABELS and not isinstance(value, str):
             raise refusal(name, value, "a string")
@@ -189,7 +189,9 @@ def _sampling_params(body: Mapping[str, Any], *, max_tokens: Any, logprobs: Any,
     given = {name: body[name] for name in SAMPLING_FIELDS if name in body}
     if "logit_bias" in given:
         given["logit_bias"] = _logit_bias(given["logit_bias"])
-    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, echo=echo, **given)
+    return SamplingParams(
+        max_tokens=max_tokens, logprobs=logprobs, echo=echo, structured_outputs=structured_outputs(body), **given
+    )
 
 
 def _logit_bias(biases: Any) -> dict[int, Any]:

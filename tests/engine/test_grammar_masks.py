@@ -1,0 +1,151 @@
+"""The masks of a step: each sequence's own, in threads, between begin and join."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pellucid.core.errors import InvalidRequestError
+from pellucid.core.sequence import Sequence, SequenceGroup
+from pellucid.decoding.grammar import GrammarMatcher
+from pellucid.engine import grammar_masks
+from pellucid.engine.grammar_masks import GrammarMasks
+from tests.support.grammars import allowed, compiled
+from tests.support.sequences import make_group
+from tests.support.tokenizers import byte_level_tokenizer
+
+TOKENIZER = byte_level_tokenizer()
+PROMPT = TOKENIZER.encode("prompt")
+Row = tuple[Sequence, list[int]]
+
+
+def group_of(masks: GrammarMasks, **params: Any) -> SequenceGroup:
+    group = make_group(PROMPT)
+    masks.open(group, compiled(TOKENIZER, **params))
+    return group
+
+
+def rows_of(sequence: Sequence, text: str, drafts: str = "") -> list[Row]:
+    so_far = PROMPT + TOKENIZER.encode(text)
+    draft_ids = [TOKENIZER.encode(draft)[0] for draft in drafts]
+    return [(sequence, so_far + draft_ids[:count]) for count in range(len(draft_ids) + 1)]
+
+
+def texts(mask: Any) -> set[str]:
+    return {TOKENIZER.decode([token_id]) for token_id in allowed(mask)}
+
+
+def test_each_row_gets_the_mask_of_its_own_sequence() -> None:
+    masks = GrammarMasks()
+    assert not masks
+    one, other = group_of(masks, choice=["x1", "x2"]), group_of(masks, choice=["y3"])
+    plain = make_group(PROMPT)
+    assert masks
+    rows = [
+        *rows_of(plain.sequences[0], "x", "12"),
+        *rows_of(one.sequences[0], "", "x1"),
+        *rows_of(plain.sequences[0], ""),
+        *rows_of(other.sequences[0], "y"),
+        *rows_of(one.sequences[0], "x"),
+    ]
+    masks.begin(rows)
+    results = masks.join()
+    assert sorted(results) == [3, 4, 5, 7, 8]
+    assert [texts(results[row]) for row in (3, 4, 5, 7, 8)] == [{"x"}, {"1", "2"}, {""}, {"3"}, {"1", "2"}]
+
+
+def test_a_step_without_grammars_starts_no_thread() -> None:
+    masks = GrammarMasks()
+    group_of(masks, choice=["x"])
+    masks.begin(rows_of(make_group(PROMPT).sequences[0], ""))
+    assert masks.join() == {}
+    assert masks._threads is None
+
+
+def test_an_ended_request_is_forgotten() -> None:
+    masks = GrammarMasks()
+    group = group_of(masks, choice=["x"])
+    masks.close(group)
+    masks.close(group)
+    assert not masks
+
+
+def test_masks_are_worked_out_while_the_caller_does_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller_goes_on = threading.Event()
+    work = GrammarMatcher.masks
+
+    def waits_for_the_caller(self: GrammarMatcher, *args: Any) -> Any:
+        assert caller_goes_on.wait(60)
+        return work(self, *args)
+
+    monkeypatch.setattr(GrammarMatcher, "masks", waits_for_the_caller)
+    masks = GrammarMasks()
+    group = group_of(masks, choice=["x"])
+    masks.begin(rows_of(group.sequences[0], ""))
+    caller_goes_on.set()  # never, if begin waited for the masks
+    assert texts(masks.join()[0]) == {"x"}
+
+
+def test_one_request_that_fails_does_not_take_others_with_it() -> None:
+    masks = GrammarMasks()
+    one, other = group_of(masks, choice=["x"]), group_of(masks, choice=["y"])
+    masks.begin([*rows_of(one.sequences[0], "q", "q"), *rows_of(other.sequences[0], "")])
+    results = masks.join()
+    assert isinstance(results[0], InvalidRequestError)
+    assert results[0] is results[1]
+    assert texts(results[2]) == {"y"}
+
+
+def test_a_step_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def stuck(self: GrammarMatcher, *args: Any) -> Any:
+        released.wait()
+        raise InvalidRequestError("too late")
+
+    monkeypatch.setattr(GrammarMatcher, "masks", stuck)
+    monkeypatch.setattr(grammar_masks, "MASK_SECONDS", 0.01)
+    masks = GrammarMasks()
+    group = group_of(masks, choice=["x"])
+    masks.begin(rows_of(group.sequences[0], ""))
+    result = masks.join()[0]
+    released.set()
+    assert isinstance(result, InvalidRequestError)
+    assert "not known after 0.01 s" in result.message
+
+
+def test_sequences_of_a_group_go_their_own_ways() -> None:
+    masks = GrammarMasks()
+    group = make_group(PROMPT, num_lockstep=2)
+    masks.open(group, compiled(TOKENIZER, choice=["ax", "by", "bz"]))
+    first, second = group.sequences
+    for texts_so_far, expected in [
+        (("", ""), ({"a", "b"}, {"a", "b"})),
+        (("a", "b"), ({"x"}, {"y", "z"})),
+        (("b", "by"), ({"y", "z"}, {""})),  # as after the second was forked from the first, and went back
+        (("", "a"), ({"a", "b"}, {"x"})),
+    ]:
+        masks.begin([*rows_of(first, texts_so_far[0]), *rows_of(second, texts_so_far[1])])
+        results = masks.join()
+        assert (texts(results[0]), texts(results[1])) == expected
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    masks = GrammarMasks()
+    group = group_of(masks, choice=["x"])
+    rows = rows_of(group.sequences[0], "")
+    masks.begin(rows)
+    expected = masks.join()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            masks.begin(rows)
+            code = 0 if np.array_equal(masks.join()[0], expected[0]) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
