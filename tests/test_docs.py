@@ -23,7 +23,14 @@ DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"))
 )
-RUN = ["README.md", "docs/api.md", "docs/how-inference-works.md", "docs/search.md", "docs/speculation.md"]
+RUN = [
+    "README.md",
+    "docs/api.md",
+    "docs/how-inference-works.md",
+    "docs/search.md",
+    "docs/speculation.md",
+    "docs/structured-output.md",
+]
 
 SNIPPET = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
 SESSION = re.compile(r"```console\n\$ pellucid (?P<command>.*?)\n(?P<output>.*?)```\n", re.DOTALL)
