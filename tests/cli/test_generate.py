@@ -55,6 +55,12 @@ def test_guessing_ahead_changes_no_token(answer, generate, chat_model: str) -> N
     guessed = answer(chat_model, *prompt, "--speculative", "ngram", "--num-draft-tokens", "4")
     assert guessed["token_ids"] == plain["token_ids"]
     assert plain["timing"]["draft_tokens"] == 0 <= guessed["timing"]["accepted_tokens"]
+    for options in (
+        ["lookahead"],
+        ["layer_skip", "--draft-layers", "0-1"],
+        ["draft_model", "--draft-model", chat_model],
+    ):
+        assert answer(chat_model, *prompt, "--speculative", *options)["token_ids"] == plain["token_ids"]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,10 @@ def test_guessing_ahead_changes_no_token(answer, generate, chat_model: str) -> N
         (["--speculative", "ngram", "--num-draft-tokens", "0"], "num_draft_tokens must be"),
         (["--num-draft-tokens", "3"], "give --speculative too"),
         (["--speculative", "ngram", "--draft-model", "small"], "an option of the method 'draft_model'"),
+        (["--speculative", "draft_model"], "draft_model must be"),
+        (["--speculative", "layer_skip", "--draft-layers", "1,0"], "layers must be"),
+        (["--speculative", "layer_skip", "--draft-layers", "0-99"], "this model has layers 0 to 1"),
+        (["--speculative", "layer_skip", "--draft-layers", "some"], "--draft-layers: invalid layer_numbers value"),
     ],
 )
 def test_how_to_guess_is_checked(generate, chat_model: str, options: list[str], message: str) -> None:

@@ -58,6 +58,8 @@ def test_capacity() -> None:
     assert decide(free_memory=20_000) == (10, 640)  # what the memory holds of what the model could
     assert decide(kv_cache_memory=40_999) == (40, 2048)
     assert decide(kv_cache_memory=32_000, max_model_len=2048) == (32, 2048)
+    assert decide(kv_cache_memory=40_000, share=0.25) == (10, 640)
+    assert decide(free_memory=100_000, share=0.5) == (25, 1600)
 
 
 def test_capacity_with_windows() -> None:
@@ -85,6 +87,8 @@ def test_what_does_not_fit_is_refused() -> None:
         decide(kv_cache_memory=999)
     with pytest.raises(CapacityError, match="50% of the free memory"):
         decide(free_memory=1500)
+    with pytest.raises(CapacityError, match=r"the model's part of kv_cache_memory, 25%, is 999 bytes"):
+        decide(kv_cache_memory=3999, share=0.25)
 
 
 @given(
@@ -94,6 +98,7 @@ def test_what_does_not_fit_is_refused() -> None:
     kv_cache_memory=st.none() | st.integers(1, 10**11),
     free_memory=st.integers(0, 10**11),
     max_model_len=st.none() | st.integers(2, 2048),
+    share=st.floats(0.01, 1.0),
 )
 def test_it_never_commits_more_than_there_is(**arguments: Any) -> None:
     try:
@@ -101,8 +106,9 @@ def test_it_never_commits_more_than_there_is(**arguments: Any) -> None:
     except CapacityError:
         return
     size = capacity.num_blocks * arguments["bytes_per_block"]
-    budget = arguments["kv_cache_memory"]
-    assert size <= (arguments["free_memory"] / 2 if budget is None else min(budget, arguments["free_memory"]))
+    budget, share = arguments["kv_cache_memory"], arguments["share"]
+    most = arguments["free_memory"] / 2 if budget is None else min(budget, arguments["free_memory"])
+    assert size <= share * most
     assert capacity.num_blocks >= max_blocks_of_sequence(arguments["windows"], capacity.max_model_len, 512)
 
 

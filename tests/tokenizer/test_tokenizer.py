@@ -7,6 +7,7 @@ import pytest
 
 from pellucid.core.errors import InvalidRequestError, ModelFileError
 from pellucid.tokenizer import Tokenizer, byte_pair_encoding
+from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, TokenType
 from tests.support.texts import texts
 from tests.support.tokenizers import VOCABULARIES, gguf_tokenizer, model_path, vocabulary_path
 
@@ -149,3 +150,24 @@ def test_a_faulty_template_does_not_keep_a_model_from_loading() -> None:
 
 def test_a_vocabulary_without_a_template_is_prepared_too() -> None:
     gguf_tokenizer.__wrapped__(vocabulary_path("llama-spm")).prepare()
+
+
+def test_where_two_vocabularies_first_differ() -> None:
+    def tokenizer(tokens: list[str]) -> Tokenizer:
+        return Tokenizer.from_gguf(
+            {
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.pre": "smollm",
+                "tokenizer.ggml.tokens": [*BYTE_LEVEL_ALPHABET, *tokens],
+                "tokenizer.ggml.token_type": [TokenType.NORMAL] * (256 + len(tokens)),
+                "tokenizer.ggml.merges": [],
+            }
+        )
+
+    one = tokenizer(["aa", "bb"])
+    assert one.first_difference(tokenizer(["aa", "bb"])) is None
+    assert one.first_difference(tokenizer(["aa", "bc"])) == 257
+    assert one.first_difference(tokenizer(["bb", "aa"])) == 256
+    for other in (tokenizer(["aa"]), tokenizer(["aa", "bb", "cc"])):
+        at = min(one.vocab_size, other.vocab_size)
+        assert one.first_difference(other) == other.first_difference(one) == at

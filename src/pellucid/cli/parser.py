@@ -98,3 +98,19 @@ def add_speculation_options(parser: argparse.ArgumentParser) -> None:
         "--num-draft-tokens", type=int, metavar="N", help="most tokens guessed in a step; fewer are where fewer pay"
     )
     group.add_argument("--draft-model", metavar="MODEL", help="with draft_model, the smaller model that guesses")
+    group.add_argument(
+        "--draft-layers",
+        dest="layers",
+        type=layer_numbers,
+        metavar="LAYERS",
+        help="with layer_skip, the layers that guess, as 0-10,19-29 (default: all but the middle quarter)",
+    )
+
+
+def layer_numbers(text: str) -> list[int]:
+    """`0-10,19-29`: numbers and ranges, which include their ends."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        layers += range(int(first), int(last or first) + 1)
+    return layers

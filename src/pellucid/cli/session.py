@@ -67,9 +67,8 @@ def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
     Raises:
         InvalidRequestError: an option is out of range, or says how to guess where nothing is to be guessed.
     """
-    given = {
-        name: getattr(args, name) for name in ("num_draft_tokens", "draft_model") if getattr(args, name) is not None
-    }
+    names = ("num_draft_tokens", "draft_model", "layers")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.speculative is None:
         for name in given:
             raise InvalidRequestError(f"{name} needs a method: give --speculative too", param=name)

@@ -97,8 +97,8 @@ class LLM:
             kv_cache_memory: bytes for the KV cache; None takes up to half of the memory that is free once the weights
                 are loaded. It is taken from the system only as it fills.
             enable_prefix_caching: let prompts that begin alike share what was computed.
-            speculative: guess tokens ahead, to compute several in a step: "ngram", "lookahead", or a SpeculativeConfig
-                (docs/speculation.md). It changes no answer, only how long it takes. None does not.
+            speculative: guess tokens ahead, to compute several in a step: "ngram", "lookahead", "layer_skip", or a
+                SpeculativeConfig (docs/speculation.md). It changes no answer, only how long it takes. None does not.
             progress: called while the model is fetched.
             trace: told of every step and request.
 

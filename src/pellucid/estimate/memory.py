@@ -83,13 +83,15 @@ def decide_kv_capacity(
     max_num_seqs: int,
     kv_cache_memory: int | None,
     free_memory: int,
+    share: float = 1.0,
 ) -> KVCapacity:
     """How many KV blocks to have, and how long a sequence may be, in a model with KV groups of these `windows`.
 
     A sequence holds blocks for all its tokens where a group has no window, and elsewhere only for what its window and
     a step of `max_num_batched_tokens` touch. The budget is `kv_cache_memory`, else `KV_MEMORY_SHARE` of `free_memory`
     (bytes); never more blocks than `max_num_seqs` sequences of full length use. Without `max_model_len` a sequence may
-    be as long as the model allows and the budget holds.
+    be as long as the model allows and the budget holds. Of both memories `share` is for this model, and the rest for
+    another one.
 
     Raises:
         InvalidRequestError: `max_model_len` is beyond what the model was made for.
@@ -101,7 +103,8 @@ def decide_kv_capacity(
             f"max_model_len is {max_model_len}, but this model was made for at most {model_max_len} tokens",
             param="max_model_len",
         )
-    budget = kv_cache_memory if kv_cache_memory is not None else int(KV_MEMORY_SHARE * free_memory)
+    budget = int(share * (kv_cache_memory if kv_cache_memory is not None else KV_MEMORY_SHARE * free_memory))
+    free_memory = int(share * free_memory)
     affordable = budget // bytes_per_block
 
     def needed_for(num_tokens: int) -> int:
@@ -109,6 +112,8 @@ def decide_kv_capacity(
 
     affordable_len = bisect_right(range(1, model_max_len + 1), affordable, key=needed_for)
     source = "kv_cache_memory" if kv_cache_memory is not None else f"{KV_MEMORY_SHARE:.0%} of the free memory"
+    if share < 1:
+        source = f"the model's part of {source}, {share:.0%},"
     if affordable_len < 1:
         raise CapacityError(
             f"{source} is {budget:,} bytes, but one KV block of {BLOCK_SIZE} tokens takes {bytes_per_block:,}"

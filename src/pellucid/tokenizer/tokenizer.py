@@ -106,6 +106,17 @@ class Tokenizer:
         self._vocabulary.check_id(token_id)
         return self._vocabulary.tokens[token_id]
 
+    def first_difference(self, other: Tokenizer) -> int | None:
+        """The first id that stands for another token in `other`, or for none in one of the two; None if there is none.
+
+        Tokens are compared as the vocabularies spell them.
+        """
+        tokens, others = self._vocabulary.tokens, other._vocabulary.tokens
+        for token_id, (token, its) in enumerate(zip(tokens, others, strict=False)):
+            if token != its:
+                return token_id
+        return None if len(tokens) == len(others) else min(len(tokens), len(others))
+
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it, or None."""
         return self._vocabulary.find(token)
