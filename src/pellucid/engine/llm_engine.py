@@ -51,6 +51,7 @@ from pellucid.engine.search.guided import GuidedSearch
 from pellucid.engine.search.hidden_states import HiddenStates
 from pellucid.engine.speculative.drafter import Drafter
 from pellucid.engine.speculative.speculation import Speculation, accepted_rows
+from pellucid.engine.speculative.verdicts import DraftOdds
 from pellucid.kvcache.cache_manager import CacheManager
 from pellucid.models.kv_groups import kv_windows
 from pellucid.tokenizer.tokenizer import Tokenizer
@@ -639,7 +640,7 @@ class LLMEngine:
         try:
             self._model_runner.copy_blocks(plan.copies)
             plan.copies = []
-            result = self._model_runner.execute(plan)
+            result = self._model_runner.execute(plan, with_odds=self.trace is not None)
         except Exception as error:
             self._recover(plan, error, output)
             return
@@ -654,7 +655,7 @@ class LLMEngine:
         token_ids: list[int] = [] if sampled is None else sampled.token_ids.tolist()
         self._output_processor.process_prompts(result)
         if plan.drafted and sampled is not None:
-            self._take_in_drafted(plan, token_ids, sampled, output)
+            self._take_in_drafted(plan, token_ids, sampled, output, result.odds)
         else:
             self.scheduler.postprocess(plan, token_ids)
             if sampled is not None:
@@ -680,8 +681,11 @@ class LLMEngine:
         for group in over:
             self._output_processor.finish_early(group, [], output)
 
-    def _take_in_drafted(self, plan: Plan, token_ids: list[int], sampled: SampledTokens, output: StepOutput) -> None:
+    def _take_in_drafted(
+        self, plan: Plan, token_ids: list[int], sampled: SampledTokens, output: StepOutput, odds: DraftOdds | None
+    ) -> None:
         """Take in what was chosen as if it were by as many steps as the longest run of accepted draft tokens."""
+        positions = [sequence.num_tokens for sequence in plan.drafted]
         now, counters = self._clock(), self._counters
         sequences, _ = plan.logits_rows()
         counters.draft_tokens += len(sequences) - len(plan.samples)
@@ -694,6 +698,11 @@ class LLMEngine:
                 counters.accepted_tokens += len(rows)
                 counters.output_tokens += len(rows)
             self._output_processor.process(samples, chosen, rows, sampled, now, output)
+        if self.trace is not None and odds is not None:
+            for sequence, position in zip(plan.drafted, positions, strict=True):
+                row = sequences.index(sequence)
+                chosen = token_ids[row : row + 1 + len(sequence.draft_token_ids)]
+                self.trace.emit(odds.verdict(sequence, position, chosen))
 
     def _without_failed(self, plan: Plan, result: StepResult, output: StepOutput) -> tuple[Plan, SampledTokens | None]:
         """End the requests that failed by their own fault; what is left of the step, which has no drafts, without

@@ -24,6 +24,7 @@ from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.scheduler import Plan
 from pellucid.engine.search.hidden_states import HiddenStates
+from pellucid.engine.speculative.verdicts import DraftOdds
 
 
 @dataclass(slots=True)
@@ -34,12 +35,14 @@ class StepResult:
         sampled: a choice for each of the plan's logits rows; None without any.
         prompt_scores: one row for each token of a prompt whose log-probability is now known; None without any.
         prompts: whose tokens those are, and how many of each.
+        odds: of the draft tokens, where they were asked for.
         failures: the requests that cannot go on, each by its own fault; what was chosen for them counts for nothing.
     """
 
     sampled: SampledTokens | None = None
     prompt_scores: SampledTokens | None = None
     prompts: list[tuple[SequenceGroup, int]] = field(default_factory=list)
+    odds: DraftOdds | None = None
     failures: dict[SequenceGroup, PellucidError] = field(default_factory=dict)
 
 
@@ -82,8 +85,9 @@ class ModelRunner:
         if copies:
             self._backend.copy_blocks(np.array(copies, np.int32))
 
-    def execute(self, plan: Plan) -> StepResult:
-        """Compute what is scheduled; choose the next token of each of the plan's logits rows.
+    def execute(self, plan: Plan, *, with_odds: bool = False) -> StepResult:
+        """Compute what is scheduled; choose the next token of each of the plan's logits rows. `with_odds` also tells
+        how probable draft tokens were.
 
         Raises:
             BackendError: the backend failed, or gave logits that are not finite.
@@ -120,7 +124,9 @@ class ModelRunner:
         times.forward += computed - built
         result = StepResult()
         if sampling is not None:
-            result.sampled = self._sample(choices, rows, sampling, result.failures)
+            if with_odds and plan.drafted:
+                result.odds = DraftOdds(chosen, draft_offsets)
+            result.sampled = self._sample(choices, rows, sampling, result)
             if result.failures and plan.drafted:  # perhaps after a guess that is wrong
                 raise next(iter(result.failures.values()))
             if result.sampled.mirostat_mu is not None:
@@ -142,26 +148,32 @@ class ModelRunner:
         logits: NDArray[np.float32],
         rows: list[Row],
         sampling: SamplingBatch,
-        failures: dict[SequenceGroup, PellucidError],
+        result: StepResult,
     ) -> SampledTokens:
+        failures = result.failures
         masks = self._constraints.join(failures)
         if any(mask is not None for mask in masks):
             sampling = replace(sampling, masks=masks)
         processed = [row for row, (sequence, _) in enumerate(rows) if sequence.group in self._processors]
         if not processed:
-            return self._backend.sample(logits, sampling)
+            return self._choose(logits, sampling, result)
         told_raw = [row for row in processed if not sampling.rows["processed_logprobs"][row]]
         raw = logits[told_raw]
         logits = logits.copy()
         for row in processed:
             self._process(logits[row], rows[row], masks[row], failures)
-        sampled = self._backend.sample(logits, sampling)
+        sampled = self._choose(logits, sampling, result)
         scores = _scores(raw, sampled.token_ids[told_raw], sampling.rows["num_logprobs"][told_raw])
         width = scores.top_ids.shape[1]
         sampled.logprobs[told_raw] = scores.logprobs
         sampled.top_ids[told_raw, :width] = scores.top_ids
         sampled.top_logprobs[told_raw, :width] = scores.top_logprobs
         return sampled
+
+    def _choose(self, logits: NDArray[np.float32], sampling: SamplingBatch, result: StepResult) -> SampledTokens:
+        if result.odds is not None:
+            result.odds.take(logits, sampling)
+        return self._backend.sample(logits, sampling)
 
     def _process(
         self,

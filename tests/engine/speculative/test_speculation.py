@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pellucid import LLM, AsyncEngine, CaptureParams, InvalidRequestError, SamplingParams, SpeculativeConfig
 from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.config import num_blocks_for
-from pellucid.core.trace import StepDone
+from pellucid.core.trace import SpeculationVerdict, StepDone
+from pellucid.decoding import rng
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.speculative.drafter import Drafter
 from pellucid.engine.speculative.lookahead import LookaheadDrafter
@@ -24,6 +26,11 @@ from tests.support.mutants import mutant
 
 PROMPT = [(7 * index * index + 3) % VOCAB_SIZE for index in range(100)]
 GREEDY = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, seed=9)
+
+
+class Events(list[Any]):
+    def emit(self, event: Any) -> None:
+        self.append(event)
 
 
 def guessing_engine(drafter: Drafter, num_draft_tokens: int = 4, **arguments: Any) -> CheckedEngine:
@@ -202,10 +209,6 @@ def test_a_drafter_hears_what_was_chosen_and_who_has_ended() -> None:
 
 
 def test_a_step_tells_of_guesses() -> None:
-    class Events(list[Any]):
-        def emit(self, event: Any) -> None:
-            self.append(event)
-
     events = Events()
     engine = guessing_engine(oracle(GREEDY), trace=events)
     engine.add_request("a", PROMPT, GREEDY)
@@ -213,6 +216,49 @@ def test_a_step_tells_of_guesses() -> None:
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [step.num_draft_tokens for step in steps] == [0] + [4] * 11 + [3]
     assert [step.num_sampled_tokens for step in steps] == [1] + [5] * 11 + [4]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_verdicts_tell_what_spoke_for_each_guess(temperature: float) -> None:
+    params = SamplingParams(
+        temperature=temperature, top_k=9, max_tokens=60, ignore_eos=True, seed=9, banned_token_ids=[4, 5]
+    )
+    events = Events()
+    engine = guessing_engine(oracle(params, wrong=0.3), trace=events)
+    engine.add_request("a", PROMPT, params)
+    engine.run()
+    answer = answer_alone(PROMPT, params, seed=0).outputs[0].token_ids
+    assert answer == engine.replies["a"].outputs[0].token_ids
+    verdicts = [event for event in events if isinstance(event, SpeculationVerdict)]
+    assert sum(len(verdict.draft_token_ids) for verdict in verdicts) == engine.metrics().counters.draft_tokens
+    assert sum(verdict.num_accepted for verdict in verdicts) == engine.metrics().counters.accepted_tokens > 0
+    for verdict in verdicts:
+        begin, drafts = verdict.position - len(PROMPT), verdict.draft_token_ids
+        count = verdict.num_accepted
+        assert (verdict.request_id, verdict.index) == ("a", 0)
+        assert len(verdict.target_probabilities) == len(verdict.draft_probabilities) == len(drafts)
+        assert len(verdict.chosen_token_ids) == 1 + len(drafts)
+        assert verdict.chosen_token_ids[: count + 1] == answer[begin : begin + count + 1]
+        assert drafts[:count] == verdict.chosen_token_ids[:count]
+        assert count == len(drafts) or drafts[count] != verdict.chosen_token_ids[count]
+        context = PROMPT + answer[:begin] + drafts
+        rows = engine.logits(context)[-1 - len(drafts) : -1].astype(np.float64)
+        expected = [distribution(row, 9 if temperature else 1)[draft] for row, draft in zip(rows, drafts, strict=True)]
+        assert verdict.target_probabilities == pytest.approx(expected, abs=1e-6)
+        if temperature:
+            assert verdict.draws == [
+                rng.uniform(rng.draw_bits(9, 0, verdict.position + place)) for place in range(1 + len(drafts))
+            ]
+        else:
+            assert verdict.draws is None
+
+
+def distribution(logits: Any, top_k: int) -> Any:
+    """Probabilities of the `top_k` highest logits but those of tokens 4 and 5."""
+    logits[[4, 5]] = -np.inf
+    logits[np.argsort(-logits)[top_k:]] = -np.inf
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
 
 
 def test_llm_and_async_engine_guess(monkeypatch: pytest.MonkeyPatch) -> None:
