@@ -1,4 +1,4 @@
-"""The distribution of what is answered, by a chi-squared test over 100,000 draws: it is the model's, whatever is guessed.
+"""The distribution of answers, by a chi-squared test over 100,000 draws: it is the model's, whatever is guessed.
 
 The model is a Markov chain, so that after each token the next ones have a distribution that is known. Leviathan et al.,
 2023 (arXiv:2211.17192): speculative sampling does not change it.
@@ -69,7 +69,7 @@ class LikelyDrafter(ScriptedDrafter):
 
 
 def p_value() -> float:
-    """How probable it is that frequencies are as far from the model's as those of an answer with guesses, or further."""
+    """How probable it is that frequencies are as far from the model's as those of answers with guesses, or further."""
     backend = MarkovChain()
     backend.allocate_kv_cache(NUM_SEQUENCES * 52)
     engine = LLMEngine(

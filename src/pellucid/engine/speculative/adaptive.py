@@ -58,16 +58,15 @@ class Acceptance:
 
 
 class _Share:
-    __slots__ = ("_prior", "_right", "_total")
+    __slots__ = ("_right", "_total")
 
     def __init__(self, prior: float) -> None:
-        self._prior = prior
-        self._right = 0.0
-        self._total = 0.0
+        self._right = PRIOR_WEIGHT * prior
+        self._total = PRIOR_WEIGHT
 
     @property
     def estimate(self) -> float:
-        return (self._right + PRIOR_WEIGHT * self._prior) / (self._total + PRIOR_WEIGHT)
+        return self._right / self._total
 
     def learn(self, num_right: int, num_judged: int) -> None:
         faded = FADING**num_judged
