@@ -75,6 +75,7 @@ def test_every_schedule_gives_the_same_bits(architecture: str, tmp_path: Path) -
     for name, got in runs.items():
         assert got.answers == wanted.answers, name
         assert got.logits == wanted.logits, name
+        assert got.prompt_logprobs == wanted.prompt_logprobs, name
     # They would prove little if none of these happened.
     assert runs["batched"].most_running > 60
     assert runs["preempted"].num_preemptions > 100

@@ -14,7 +14,7 @@ from pellucid.core.outputs import CompletionOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.decoding.token_mask import apply_mask
 from pellucid.engine import constraints as engine_constraints
-from pellucid.engine.constraints import ConstraintBook, TokenConstraints, bad_word_token_ids, without
+from pellucid.engine.constraints import ConstraintBook, TokenConstraints, bad_word_token_ids, mask_without
 from tests.support.engines import CheckedEngine, make_engine
 from tests.support.fake_backend import VOCAB_SIZE
 from tests.support.fake_tokenizer import ALPHABET, EOS, FakeTokenizer
@@ -127,7 +127,7 @@ def test_mutant_taking_the_prompt_for_the_answer_is_caught(monkeypatch: pytest.M
 
 
 def test_mutant_writing_into_a_shared_mask_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_constraints, "without", mutant(without, "mask.copy()", "mask"))
+    monkeypatch.setattr(engine_constraints, "mask_without", mutant(mask_without, "mask.copy()", "mask"))
     with pytest.raises(AssertionError):
         test_a_mask_is_a_function_of_the_tokens_alone()
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pellucid.core.errors import (
     BackendError,
@@ -23,6 +22,7 @@ from pellucid.kvcache.block_pool import CacheIntegrityError
 from tests.support.engines import CheckedEngine, answer_alone, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import EOS, FakeTokenizer
+from tests.support.schedules import random_transforms
 
 WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 100, 100, 30), (None, 1), (70,), (None, None, 200), (128, 2)]
 
@@ -31,11 +31,6 @@ def random_prompt(rng: random.Random, max_len: int = 400) -> list[int]:
     shared = [1 + (7 * i) % (VOCAB_SIZE - 1) for i in range(300)]  # many prompts begin alike, as a system prompt does
     begin = shared[: rng.choice([0, 0, 63, 64, 65, 128, 200, 300])]
     return (begin + [rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(1, 80))])[:max_len]
-
-
-def boost_by_length(token_ids: list[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    logits[7 * len(token_ids) % VOCAB_SIZE] += 3
-    return logits
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -53,13 +48,7 @@ def random_params(rng: random.Random) -> SamplingParams:
         stop=rng.choice([(), (), ("ab", "Q"), ("z",)]),
         stop_token_ids=rng.choice([(), (5, 6)]),
         best_of=rng.choice([None, None, 4]),
-        echo=rng.random() < 0.2,
-        strip=rng.random() < 0.3,
-        prompt_logprobs=rng.choice([None, None, None, 0, 2]),
-        allowed_token_ids=rng.choice([None, None, range(40)]),
-        banned_token_ids=rng.choice([(), (3, 9)]),
-        bad_words=rng.choice([(), (), ("e", "ab", "xyz")]),
-        logits_processors=rng.choice([(), (), (boost_by_length,)]),
+        **random_transforms(rng, VOCAB_SIZE),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,16 @@ from pellucid.backends.base import Backend
 from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.config import SchedulerConfig, SpeculativeConfig
 from pellucid.core.kv_windows import max_blocks_of_sequence
-from pellucid.core.outputs import CompletionOutput
+from pellucid.core.outputs import CompletionOutput, Logprob
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.speculative.drafter import Drafter
 from pellucid.models.kv_groups import kv_windows
 from tests.support.engines import CheckedEngine
 
 Request = tuple[list[int], SamplingParams]
+
+DEFAULTS = {field.name: field.default for field in fields(SamplingParams)}
+TRUNCATIONS = ("top_n_sigma", "typical_p", "epsilon_cutoff", "eta_cutoff", "xtc_probability")
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "batched": {"max_num_seqs": 64, "max_num_batched_tokens": 512, "burst": 100},
@@ -38,13 +41,16 @@ class Run:
 
     Attributes:
         answers: of each request, in order.
-        logits: hash of every row of logits that a token was chosen from, by (seed, index of the sequence, position).
+        prompt_logprobs: of each request.
+        logits: hash of every row of logits that a token was chosen from, or a token of a prompt scored with, by (seed,
+            index of the sequence, position).
         num_preemptions, num_cached_tokens: over all requests.
         most_running: sequences in the largest batch.
         num_draft_tokens, num_accepted_tokens: over all requests.
     """
 
     answers: list[list[CompletionOutput]] = field(default_factory=list, repr=False)
+    prompt_logprobs: list[list[dict[int, Logprob] | None] | None] = field(default_factory=list, repr=False)
     logits: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False)
     num_preemptions: int = 0
     num_cached_tokens: int = 0
@@ -53,7 +59,8 @@ class Run:
     num_accepted_tokens: int = 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Run) and self.answers == other.answers and self.logits == other.logits
+        names = ("answers", "prompt_logprobs", "logits")
+        return isinstance(other, Run) and all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 class LogitsRecorder:
@@ -63,22 +70,60 @@ class LogitsRecorder:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.logits: dict[tuple[int, int, int], int] = {}
-        self._is_first = False
+        self._sampled: set[tuple[int, int, int]] = set()  # in this step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
-        self._is_first = True
+        self._sampled.clear()
         return self._backend.forward(batch)
 
     def sample(self, logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledTokens:
         keys = sampling.rows[["seed", "sequence_index", "position"]].tolist()
         for row, key in zip(logits, keys, strict=True):
-            if self._is_first:
+            if key not in self._sampled:
                 self.logits[key] = hash(row.tobytes())
-        self._is_first = False
+        self._sampled.update(keys)
         return self._backend.sample(logits, sampling)
+
+
+def boost_by_length(token_ids: list[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A logits processor."""
+    logits[7 * len(token_ids) % len(logits)] += 3
+    return logits
+
+
+def random_transforms(rng: random.Random, vocab_size: int) -> dict[str, Any]:
+    """Fields of SamplingParams for what is done to logits and reported of them: a few, each once in a while."""
+    ids = range(vocab_size)
+    choices: dict[str, list[Any]] = {
+        "dynatemp_range": [0.3],
+        "dynatemp_exponent": [0.5, 2],
+        "top_n_sigma": [1.0, 2.5],
+        "typical_p": [0.5, 0.9],
+        "epsilon_cutoff": [0.01],
+        "eta_cutoff": [0.02],
+        "xtc_probability": [0.5, 1],
+        "xtc_threshold": [0.05, 0.2],
+        "repetition_penalty": [0.8, 1.3],
+        "presence_penalty": [-0.5, 1.5],
+        "frequency_penalty": [0.7],
+        "dry_multiplier": [0.8],
+        "dry_allowed_length": [1, 3],
+        "dry_penalty_last_n": [-1, 20],
+        "no_repeat_ngram_size": [2, 3],
+        "logit_bias": [{ids[3]: 5, ids[-1]: -100}],
+        "allowed_token_ids": [ids[: 2 * vocab_size // 3]],
+        "banned_token_ids": [ids[::7]],
+        "bad_words": [["e", "ab", "xyz"]],
+        "logits_processors": [[boost_by_length]],
+        "logprobs_mode": ["processed"],
+        "prompt_logprobs": [0, 2],
+        "echo": [True],
+        "strip": [True],
+    }
+    return {name: rng.choice(values) for name, values in choices.items() if rng.random() < 0.1}
 
 
 def random_requests(
@@ -86,7 +131,7 @@ def random_requests(
 ) -> list[Request]:
     """Requests of every kind, whose prompts begin alike for some and of which some hold the same block of tokens after
     different ones. Each has a seed of its own."""
-    rng = random.Random(2)
+    rng, others = random.Random(2), random.Random(3)
 
     def tokens(length: int) -> list[int]:
         return [rng.randrange(vocab_size) for _ in range(length)]
@@ -98,6 +143,7 @@ def random_requests(
         begin = rng.choice([first, second, third, tokens(max_prompt_len)])[: rng.choice([0, 64, 130, max_prompt_len])]
         prompt = (begin[: rng.randint(0, max_prompt_len)] + tokens(rng.randint(1, 60)))[:max_prompt_len]
         limit = rng.choice(max_tokens)
+        chosen = random_transforms(others, vocab_size)
         params = SamplingParams(
             max_tokens=limit,
             temperature=rng.choice([0.0, 0.0, 0.7, 1.3]),
@@ -111,7 +157,13 @@ def random_requests(
             stop=rng.choice([None, None, *stops]),
             stop_token_ids=rng.choice([(), (), (5, 6, 7)]),
             ignore_eos=rng.random() < 0.5,
+            **chosen,
         )
+        if others.random() < 0.1:
+            params = replace(params, top_k=0, top_p=1.0, min_p=0.0, **{name: DEFAULTS[name] for name in TRUNCATIONS})
+            params = replace(params, mirostat=others.choice([1, 2]))
+        if params.n < 3 and others.random() < 0.2:
+            params = replace(params, best_of=params.n + others.randrange(3))
         requests.append((prompt, params))
     return requests
 
@@ -177,10 +229,15 @@ def run(
         reply = engine.replies[str(number)]
         assert reply.error is None, reply.error
         for output in reply.outputs:
-            for position in range(len(prompt), len(prompt) + len(output.token_ids)):
-                key = (params.seed, output.index, position)
-                result.logits[key] = recorder.logits[key]
+            end = len(output.token_ids) + (0 if params.echo else len(prompt))
+            if params.num_sequences == params.n:  # else its index is its rank
+                for position in range(len(prompt), end):
+                    key = (params.seed, output.index, position)
+                    result.logits[key] = recorder.logits[key]
+        for position in range(1, len(reply.prompt_logprobs or ())):
+            result.logits[params.seed, 0, position] = recorder.logits[params.seed, 0, position]
         result.answers.append(reply.outputs)
+        result.prompt_logprobs.append(reply.prompt_logprobs)
         result.num_preemptions += reply.metrics.preemptions
         result.num_cached_tokens += reply.metrics.cached_tokens
         result.num_draft_tokens += reply.metrics.draft_tokens
@@ -192,7 +249,7 @@ def num_places(params: SamplingParams) -> int:
     """Sequences of a request that are computed at once."""
     if params.penalty_alpha:
         return params.top_k
-    return 2 if params.guidance_scale != 1 else params.n
+    return 2 if params.guidance_scale != 1 else params.num_sequences
 
 
 def run_alone(backend: Backend, tokenizer: Any, requests: Sequence[Request], *, max_model_len: int) -> Run:
@@ -209,5 +266,6 @@ def run_alone(backend: Backend, tokenizer: Any, requests: Sequence[Request], *, 
             enable_prefix_caching=False,
         )
         result.answers += alone.answers
+        result.prompt_logprobs += alone.prompt_logprobs
         result.logits |= alone.logits
     return result

@@ -7,6 +7,7 @@ from collections.abc import Sequence as ListLike
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.core.errors import InvalidRequestError, PellucidError
 from pellucid.core.sampling_params import SamplingParams
@@ -83,8 +84,8 @@ class ConstraintBook:
             self._masks.append(None if constraints is None else constraints.mask(token_ids))
 
     def join(self, failures: dict[SequenceGroup, PellucidError]) -> list[TokenMask | None]:
-        """The masks of the step that was begun, one a row; None where all tokens are allowed. Requests that have none
-        are added to `failures`, with the reason."""
+        """The masks of the step that was begun, one a row; None where all tokens are allowed. Requests whose grammar
+        fails are added to `failures`, with the reason."""
         rows, self._rows = self._rows, []
         masks, self._masks = self._masks, []
         for row, result in self._grammars.join().items():
@@ -94,10 +95,6 @@ class ConstraintBook:
             else:
                 own = masks[row]
                 masks[row] = result if own is None else own & result
-        for row, mask in enumerate(masks):
-            if mask is not None and not mask.any():
-                failures.setdefault(rows[row][0].group, nothing_left(*rows[row]))
-                masks[row] = None
         return masks
 
 
@@ -123,16 +120,16 @@ class TokenConstraints:
         self._min_length = num_prompt_tokens + params.min_tokens
         whole = token_mask(range(vocab_size), vocab_size)
         mask = whole if params.allowed_token_ids is None else token_mask(params.allowed_token_ids, vocab_size)
-        mask = without(mask, params.banned_token_ids or ())
+        mask = mask_without(mask, params.banned_token_ids or ())
         self._words_of_last: dict[int, list[ListLike[int]]] = {}  # by the token before their last one
         for word in bad_words:
             if len(word) > 1:
                 self._words_of_last.setdefault(word[-2], []).append(word)
             else:
-                mask = without(mask, word)
+                mask = mask_without(mask, word)
         self._whole = whole
         self._mask = None if (mask == whole).all() else mask
-        self._early_mask = without(mask, stop_token_ids)
+        self._early_mask = mask_without(mask, stop_token_ids)
 
     def mask(self, token_ids: ListLike[int]) -> TokenMask | None:
         """Which tokens may follow `token_ids`, prompt and output; None for all. Read-only."""
@@ -142,7 +139,7 @@ class TokenConstraints:
             output = list(token_ids[self._num_prompt_tokens :])
             ends = [word[-1] for word in words if output[1 - len(word) :] == list(word[:-1])]
             if ends:
-                mask = without(self._whole if mask is None else mask, ends)
+                mask = mask_without(self._whole if mask is None else mask, ends)
         return mask
 
 
@@ -153,7 +150,14 @@ def token_mask(token_ids: Iterable[int], vocab_size: int) -> TokenMask:
     return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32, copy=False)
 
 
-def without(mask: TokenMask, token_ids: Iterable[int]) -> TokenMask:
+def one_each(token_ids: NDArray[np.int32], vocab_size: int) -> list[TokenMask | None]:
+    """Masks that allow one token each."""
+    masks = np.zeros((len(token_ids), -(-vocab_size // 32)), np.uint32)
+    masks[np.arange(len(token_ids)), token_ids >> 5] = np.uint32(1) << (token_ids & 31).astype(np.uint32)
+    return list(masks)
+
+
+def mask_without(mask: TokenMask, token_ids: Iterable[int]) -> TokenMask:
     """A copy of `mask` that rules `token_ids` out too."""
     ids = np.fromiter(token_ids, np.int64)
     left = mask.copy()

@@ -49,6 +49,7 @@ from pellucid.engine.search.book import SearchBook
 from pellucid.engine.search.contrastive import ContrastiveSearch
 from pellucid.engine.search.guided import GuidedSearch
 from pellucid.engine.search.hidden_states import HiddenStates
+from pellucid.engine.sequence_breakers import SequenceBreakers
 from pellucid.engine.speculative.drafter import Drafter
 from pellucid.engine.speculative.speculation import Speculation, accepted_rows
 from pellucid.engine.speculative.verdicts import DraftOdds
@@ -60,28 +61,8 @@ Message: TypeAlias = dict[str, Any]
 PromptLike: TypeAlias = str | list[int]
 
 MAX_SALT_CHARACTERS = 1024
-NOT_YET = (
-    "dynatemp_range",
-    "top_n_sigma",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "xtc_probability",
-    "mirostat",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "dry_multiplier",
-    "no_repeat_ngram_size",
-    "logit_bias",
-    "logprobs_mode",
-)
-"""Fields of SamplingParams that the engine does not serve."""
 LOGITS_CHUNK = 128
 """Most tokens that a step of `LLMEngine.logits` computes."""
-
-
-_DEFAULT_PARAMS = SamplingParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +145,7 @@ class LLMEngine:
         self._counters = EngineCounters()
         self._times = StepTimes()
         self._num_added = 0
+        self._breakers = SequenceBreakers(tokenizer, backend.spec.vocab_size)
         self._begin()
 
     def _begin(self) -> None:
@@ -268,9 +250,6 @@ class LLMEngine:
         """
         if not isinstance(sampling_params, SamplingParams):
             raise InvalidRequestError("sampling_params must be a SamplingParams", param="sampling_params")
-        for name in NOT_YET:
-            if getattr(sampling_params, name) != getattr(_DEFAULT_PARAMS, name):
-                raise InvalidRequestError(f"{name} is not supported yet", param=name)
         if sampling_params.num_sequences > self._config.max_num_seqs:
             name = "n" if sampling_params.best_of is None else "best_of"
             raise InvalidRequestError(
@@ -392,6 +371,8 @@ class LLMEngine:
             stream=stream,
             num_lockstep=None if search is None else search.num_sequences,
         )
+        if sampling_params.dry_multiplier:
+            group.dry_breakers = self._breakers.token_ids(sampling_params.dry_sequence_breakers)  # type: ignore[arg-type]
         if sampling_params.guidance_scale != 1:
             self._add_unconditional(group, prompt)
         if search is not None:

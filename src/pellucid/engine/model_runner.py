@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import SampledTokens, SamplingBatch
+from pellucid.core.batch import NOTHING_ALLOWED, SampledTokens, SamplingBatch, sampling_record
 from pellucid.core.errors import PellucidError
 from pellucid.core.metrics import StepTimes
+from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
-from pellucid.decoding.logits_processors import descending
-from pellucid.decoding.sampler import raw_logprobs
-from pellucid.decoding.token_mask import TokenMask, apply_mask
 from pellucid.engine.capture import CaptureBook
-from pellucid.engine.constraints import ConstraintBook, Row, nothing_left
+from pellucid.engine.constraints import ConstraintBook, Row, nothing_left, one_each
 from pellucid.engine.custom_processors import ProcessorBook
 from pellucid.engine.guidance import Guidance
 from pellucid.engine.input_builder import InputBuilder
@@ -25,6 +23,8 @@ from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.scheduler import Plan
 from pellucid.engine.search.hidden_states import HiddenStates
 from pellucid.engine.speculative.verdicts import DraftOdds
+
+_GIVEN = sampling_record(SamplingParams(temperature=0), seed=0, num_prompt_tokens=0)
 
 
 @dataclass(slots=True)
@@ -108,10 +108,8 @@ class ModelRunner:
         if self._guidance:
             chosen, draft_offsets = self._guidance.attach(samples, draft_offsets)
         sampling = self._input_builder.build_sampling(chosen, draft_offsets) if samples else None
-        rows: list[Row] = []
-        if self._constraints or self._processors:
-            rows = _rows(chosen, draft_offsets)
-            self._constraints.begin(rows)
+        if self._constraints:
+            self._constraints.begin(_rows(chosen, draft_offsets))
         built = clock()
         times.build += built - start
         logits = self._backend.forward(batch).logits
@@ -126,7 +124,7 @@ class ModelRunner:
         if sampling is not None:
             if with_odds and plan.drafted:
                 result.odds = DraftOdds(chosen, draft_offsets)
-            result.sampled = self._sample(choices, rows, sampling, result)
+            result.sampled = self._sample(choices, chosen, draft_offsets, sampling, result)
             if result.failures and plan.drafted:  # perhaps after a guess that is wrong
                 raise next(iter(result.failures.values()))
             if result.sampled.mirostat_mu is not None:
@@ -146,28 +144,25 @@ class ModelRunner:
     def _sample(
         self,
         logits: NDArray[np.float32],
-        rows: list[Row],
+        samples: list[Sequence],
+        draft_offsets: list[int],
         sampling: SamplingBatch,
         result: StepResult,
     ) -> SampledTokens:
-        failures = result.failures
-        masks = self._constraints.join(failures)
-        if any(mask is not None for mask in masks):
-            sampling = replace(sampling, masks=masks)
-        processed = [row for row, (sequence, _) in enumerate(rows) if sequence.group in self._processors]
-        if not processed:
-            return self._choose(logits, sampling, result)
-        told_raw = [row for row in processed if not sampling.rows["processed_logprobs"][row]]
-        raw = logits[told_raw]
-        logits = logits.copy()
-        for row in processed:
-            self._process(logits[row], rows[row], masks[row], failures)
-        sampled = self._choose(logits, sampling, result)
-        scores = _scores(raw, sampled.token_ids[told_raw], sampling.rows["num_logprobs"][told_raw])
-        width = scores.top_ids.shape[1]
-        sampled.logprobs[told_raw] = scores.logprobs
-        sampled.top_ids[told_raw, :width] = scores.top_ids
-        sampled.top_logprobs[told_raw, :width] = scores.top_logprobs
+        if self._constraints:
+            masks = self._constraints.join(result.failures)
+            if any(mask is not None for mask in masks):
+                sampling = replace(sampling, masks=masks)
+        if self._processors:
+            sampled = self._sample_processed(logits, _rows(samples, draft_offsets), sampling, result)
+        else:
+            sampled = self._choose(logits, sampling, result)
+            if sampling.masks is None and sampling.tokens is None:
+                return sampled
+        if NOTHING_ALLOWED in sampled.token_ids:
+            for (sequence, token_ids), chosen in zip(_rows(samples, draft_offsets), sampled.token_ids, strict=True):
+                if chosen == NOTHING_ALLOWED:
+                    result.failures.setdefault(sequence.group, nothing_left(sequence, token_ids))
         return sampled
 
     def _choose(self, logits: NDArray[np.float32], sampling: SamplingBatch, result: StepResult) -> SampledTokens:
@@ -175,36 +170,65 @@ class ModelRunner:
             result.odds.take(logits, sampling)
         return self._backend.sample(logits, sampling)
 
-    def _process(
+    def _sample_processed(
         self,
         logits: NDArray[np.float32],
-        row: Row,
-        mask: TokenMask | None,
-        failures: dict[SequenceGroup, PellucidError],
-    ) -> None:
-        """Let the processors of a request change its row of logits."""
-        sequence, token_ids = row
-        if sequence.group in failures:
-            return
-        try:
-            self._processors.apply(sequence.group, token_ids, logits)
-            if (logits if mask is None else apply_mask(logits, mask)).max() == -np.inf:
-                raise nothing_left(sequence, token_ids)
-        except PellucidError as error:
-            failures[sequence.group] = error
-            logits[:] = 0
+        rows: list[Row],
+        sampling: SamplingBatch,
+        result: StepResult,
+    ) -> SampledTokens:
+        """Sample once processors have changed their rows of `logits`; log-probabilities stay the model's own, unless
+        processed ones are wanted."""
+        processed = [row for row, (sequence, _) in enumerate(rows) if sequence.group in self._processors]
+        records = sampling.rows[processed]
+        wants_raw = (records["num_logprobs"] >= 0) & (records["processed_logprobs"] == 0)
+        raw = [row for row, wanted in zip(processed, wants_raw, strict=True) if wanted]
+        raw_logits = logits[raw]
+        for row in processed:
+            sequence, token_ids = rows[row]
+            if sequence.group not in result.failures:
+                try:
+                    self._processors.apply(sequence.group, token_ids, logits[row])
+                    if logits[row].max() == -np.inf:
+                        raise nothing_left(sequence, token_ids)
+                except PellucidError as error:
+                    result.failures[sequence.group] = error
+                    logits[row] = 0
+        sampled = self._choose(logits, sampling, result)
+        if raw:
+            chosen = np.maximum(sampled.token_ids[raw], 0)  # of a row that has none, nothing counts
+            scores = self._score(raw_logits, chosen, sampling.rows[raw])
+            width = scores.top_ids.shape[1]
+            sampled.logprobs[raw] = scores.logprobs
+            sampled.top_ids[raw, :width] = scores.top_ids
+            sampled.top_logprobs[raw, :width] = scores.top_logprobs
+        return sampled
 
     def _score_prompts(self, logits: NDArray[np.float32], sequences: list[Sequence], result: StepResult) -> None:
         """Take the log-probabilities of those tokens of prompts that come after the rows of `logits`."""
         token_ids: list[int] = []
-        counts: list[int] = []
+        records: list[NDArray[np.void]] = []
         for sequence in sequences:
             group, positions = sequence.group, sequence.scheduled_prompt_positions
             if positions:
+                rows = np.repeat(_GIVEN, len(positions))
+                rows["seed"] = group.seed
+                rows["position"] = np.arange(positions.start + 1, positions.stop + 1)
+                rows["num_logprobs"] = group.sampling_params.num_prompt_logprobs
+                records.append(rows)
                 token_ids += group.prompt_token_ids[positions.start + 1 : positions.stop + 1]
-                counts += [group.sampling_params.num_prompt_logprobs] * len(positions)
                 result.prompts.append((group, len(positions)))
-        result.prompt_scores = _scores(logits, np.array(token_ids, np.int32), np.array(counts, np.int32))
+        result.prompt_scores = self._score(logits, np.array(token_ids, np.int32), np.concatenate(records))
+
+    def _score(
+        self, logits: NDArray[np.float32], token_ids: NDArray[np.int32], records: NDArray[np.void]
+    ) -> SampledTokens:
+        """Log-probabilities in the model's own distribution of given tokens, one a row, and of as many alternatives as
+        each row's record says. A token is given by leaving no other to choose from."""
+        rows = np.repeat(_GIVEN, len(records))
+        for name in ("seed", "sequence_index", "position", "num_logprobs"):
+            rows[name] = records[name]
+        return self._backend.sample(logits, SamplingBatch(rows, masks=one_each(token_ids, logits.shape[1])))
 
 
 def _rows(samples: list[Sequence], draft_offsets: list[int]) -> list[Row]:
@@ -214,23 +238,3 @@ def _rows(samples: list[Sequence], draft_offsets: list[int]) -> list[Row]:
         (sequence, sequence.token_ids + sequence.draft_token_ids[:offset] if offset else sequence.token_ids)
         for sequence, offset in zip(samples, draft_offsets, strict=True)
     ]
-
-
-def _scores(
-    logits: NDArray[np.float32], token_ids: NDArray[np.int32], num_logprobs: NDArray[np.int32]
-) -> SampledTokens:
-    """Log-probabilities of given tokens, one a row, and of the alternatives, in the model's own distribution."""
-    num_rows, width = len(token_ids), max(0, int(num_logprobs.max(initial=0)))
-    scores = SampledTokens(
-        token_ids,
-        np.full(num_rows, np.nan, np.float32),
-        np.full((num_rows, width), -1, np.int32),
-        np.full((num_rows, width), np.nan, np.float32),
-    )
-    for row, count in enumerate(num_logprobs.tolist()):
-        if count >= 0:
-            scores.logprobs[row] = raw_logprobs(logits[row], token_ids[row : row + 1].astype(np.intp))[0]
-            ids = descending(logits[row])[:count]
-            scores.top_ids[row, : len(ids)] = ids
-            scores.top_logprobs[row, : len(ids)] = raw_logprobs(logits[row], ids)
-    return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,10 @@ def scheduled(backend: Backend, requests: list[Request], schedule: str, drafter:
 
 def truth_of(requests: list[Request], wanted: Run) -> dict[tuple[int, int], list[int]]:
     return {
-        (params.seed or 0, output.index): output.token_ids
-        for (_, params), outputs in zip(requests, wanted.answers, strict=True)
+        (params.seed or 0, output.index): output.token_ids[len(prompt) if params.echo else 0 :]
+        for (prompt, params), outputs in zip(requests, wanted.answers, strict=True)
         for output in outputs
+        if params.num_sequences == params.n  # else its index is its rank
     }
 
 
@@ -83,12 +85,14 @@ def check_all(backend: Backend, requests: list[Request]) -> dict[str, Run]:
             got = runs[f"{name} {schedule}"] = scheduled(backend, requests, schedule, make())
             assert got.answers == wanted.answers, (name, schedule)
             assert got.logits == wanted.logits, (name, schedule)
+            assert got.prompt_logprobs == wanted.prompt_logprobs, (name, schedule)
     return runs
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_every_drafter_and_schedule_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
-    runs = check_all(load(tmp_path, architecture, "cpu"), requests_for(60))
+    requests = [(prompt, replace(params, best_of=None)) for prompt, params in requests_for(60)]  # which hide the truth
+    runs = check_all(load(tmp_path, architecture, "cpu"), requests)
     # They would prove little if none of these happened.
     assert runs["prompt lookup batched"].num_draft_tokens > 500
     assert runs["adversary batched"].num_accepted_tokens < 0.1 * runs["adversary batched"].num_draft_tokens
