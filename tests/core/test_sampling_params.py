@@ -225,7 +225,6 @@ def refusal(**params: Any) -> InvalidRequestError:
         ({"guidance_scale": 2, "n": 2}, "n"),
         ({"guidance_scale": 2, "best_of": 2}, "best_of"),
         ({"guidance_scale": 2, "dola_layers": "low"}, "dola_layers"),
-        ({"guidance_scale": 2, "prompt_logprobs": 1}, "prompt_logprobs"),
         ({"negative_prompt": "a"}, "negative_prompt"),
     ],
 )

@@ -166,7 +166,12 @@ def test_a_defect_fails_its_own_request_alone(defect: Callable[..., Any], messag
     params = SamplingParams(max_tokens=12, seed=7, ignore_eos=True, logprobs=2)
     engine = make_engine()
     engine.add_request("before", PROMPT, params)
-    engine.add_request("bad", PROMPT, SamplingParams(max_tokens=12, n=2, logits_processors=[count, late]), stream=True)
+    engine.add_request(
+        "bad",
+        PROMPT,
+        SamplingParams(max_tokens=12, n=2, seed=9, ignore_eos=True, logits_processors=[count, late]),
+        stream=True,
+    )
     engine.add_request("after", [*PROMPT, 1], SamplingParams(max_tokens=12, seed=8, logits_processors=[count]))
     num_forwards = engine._backend.num_forwards  # type: ignore[attr-defined]
     engine.run()

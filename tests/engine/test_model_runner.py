@@ -153,3 +153,29 @@ def test_a_sequence_knows_what_it_will_tell() -> None:
     sequence.num_scheduled_tokens = 10
     assert sequence.scheduled_prompt_positions == range(3, 9)
     assert not make_group(PROMPT[:10]).sequences[0].scheduled_prompt_positions
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"guidance_scale": 2.0, "negative_prompt": [7] * 40},
+        {"penalty_alpha": 0.5, "top_k": 4, "logprobs_mode": "processed"},
+        {"num_beams": 3, "logprobs_mode": "processed"},
+    ],
+)
+def test_a_search_has_them_too(search: dict[str, Any]) -> None:
+    wanted = expected(PROMPT, 2)
+    for stream in (False, True):
+        engine = make_engine(max_num_batched_tokens=50)
+        params = SamplingParams(max_tokens=3, temperature=0, prompt_logprobs=2, echo=True, logprobs=2, **search)
+        engine.add_request("x", PROMPT, params, stream=stream)
+        engine.run()
+        reply = engine.replies["x"]
+        assert reply.prompt_logprobs == wanted
+        (completion,) = reply.outputs
+        assert completion.logprobs is not None
+        assert completion.logprobs[:300] == [{}, *wanted[1:]]
+        assert completion.token_ids[:300] == PROMPT
+        if stream:
+            assert [token.token_id for token in engine.tokens["x"]] == completion.token_ids
+            assert "".join(token.text for token in engine.tokens["x"]) == completion.text

@@ -118,7 +118,6 @@ def test_all_at_once_is_what_comes_token_by_token(seed: int) -> None:
         )
         prompt = "".join(rng.choices(" a\0é漢", k=5)).encode()[: rng.randrange(1, 5)]
         (sequence,) = make_group(prompt, params).sequences
-        sequence.token_times.append(1.0)
         token_ids = "".join(rng.choices("a \n\0é漢🦉", k=rng.randrange(1, 20))).encode()[: rng.randrange(1, 20)]
         sequence.token_ids += token_ids
         sequence.finish_reason = reason  # type: ignore[assignment]

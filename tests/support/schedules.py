@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pellucid.backends.base import Backend
 from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.config import SchedulerConfig, SpeculativeConfig
+from pellucid.core.errors import InvalidRequestError
 from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.core.outputs import CompletionOutput, Logprob
 from pellucid.core.sampling_params import SamplingParams
@@ -42,6 +43,7 @@ class Run:
     Attributes:
         answers: of each request, in order.
         prompt_logprobs: of each request.
+        errors: which parameter left each request nothing to choose from; None where it went well.
         logits: hash of every row of logits that a token was chosen from, or a token of a prompt scored with, by (seed,
             index of the sequence, position).
         num_preemptions, num_cached_tokens: over all requests.
@@ -51,6 +53,7 @@ class Run:
 
     answers: list[list[CompletionOutput]] = field(default_factory=list, repr=False)
     prompt_logprobs: list[list[dict[int, Logprob] | None] | None] = field(default_factory=list, repr=False)
+    errors: list[str | None] = field(default_factory=list, repr=False)
     logits: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False)
     num_preemptions: int = 0
     num_cached_tokens: int = 0
@@ -59,7 +62,7 @@ class Run:
     num_accepted_tokens: int = 0
 
     def __eq__(self, other: object) -> bool:
-        names = ("answers", "prompt_logprobs", "logits")
+        names = ("answers", "prompt_logprobs", "errors", "logits")
         return isinstance(other, Run) and all(getattr(self, name) == getattr(other, name) for name in names)
 
 
@@ -227,7 +230,12 @@ def run(
                         engine.scheduler.preempt_last()
     for number, (prompt, params) in enumerate(requests):
         reply = engine.replies[str(number)]
-        assert reply.error is None, reply.error
+        result.errors.append(reply.error and reply.error.param)
+        if reply.error is not None:  # how far its continuations came by then is a matter of the schedule
+            assert isinstance(reply.error, InvalidRequestError), reply.error
+            result.answers.append([])
+            result.prompt_logprobs.append(None)
+            continue
         for output in reply.outputs:
             end = len(output.token_ids) + (0 if params.echo else len(prompt))
             if params.num_sequences == params.n:  # else its index is its rank
@@ -267,5 +275,6 @@ def run_alone(backend: Backend, tokenizer: Any, requests: Sequence[Request], *, 
         )
         result.answers += alone.answers
         result.prompt_logprobs += alone.prompt_logprobs
+        result.errors += alone.errors
         result.logits |= alone.logits
     return result

@@ -318,7 +318,7 @@ class SamplingParams:
                     param="logprobs_mode",
                 )
         if self.guidance_scale != 1:
-            self._refuse("guidance_scale", ("n", "best_of", "num_beams", "dola_layers", "prompt_logprobs"))
+            self._refuse("guidance_scale", ("n", "best_of", "num_beams", "dola_layers"))
         elif self.negative_prompt is not None:
             raise InvalidRequestError("negative_prompt needs a guidance_scale other than 1", param="negative_prompt")
 

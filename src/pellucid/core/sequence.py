@@ -145,7 +145,7 @@ class Sequence:
         """Of the tokens that the current step computes, those after which a token of the prompt comes whose
         log-probability is wanted and not known yet."""
         known = self.group.prompt_logprobs
-        if known is None:
+        if known is None or self.index:  # the first computes the prompt; others may have another one
             return range(0)
         end = min(self.num_computed_tokens + self.num_scheduled_tokens, self.num_prompt_tokens - 1)
         return range(max(self.num_computed_tokens, len(known)), end)

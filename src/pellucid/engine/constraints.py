@@ -21,7 +21,7 @@ Row: TypeAlias = tuple[Sequence, ListLike[int]]
 """Whose token is to be chosen, and all tokens before it: prompt, output, and drafts that are taken as accepted."""
 
 _MASKS = ("allowed_token_ids", "banned_token_ids", "bad_words", "min_tokens")
-_RULE_TOKENS_OUT = (*_MASKS, "structured_outputs", "no_repeat_ngram_size", "logits_processors")
+_RULE_TOKENS_OUT = (*_MASKS, "structured_outputs", "no_repeat_ngram_size", "logits_processors", "dola_layers")
 
 
 class ConstraintBook:

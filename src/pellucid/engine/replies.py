@@ -59,7 +59,7 @@ def request_output(
 
 def has_echo(sequence: Sequence) -> bool:
     """Whether the prompt comes before what was generated: not where nothing was."""
-    return sequence.group.sampling_params.echo and bool(sequence.token_times)
+    return sequence.group.sampling_params.echo and sequence.num_output_tokens > 0
 
 
 def echoed_logprobs(group: SequenceGroup, position: int) -> dict[int, Logprob]:

@@ -47,7 +47,7 @@ def searching(count: int, max_prompt_len: int) -> list[Request]:
     )
     searched: list[Request] = []
     for number, (prompt, params) in enumerate(requests):
-        plain = replace(params, n=1, stop=params.stop)
+        plain = replace(params, n=1, best_of=None, stop=params.stop)
         if number % 3 == 1:
             plain = SamplingParams(
                 max_tokens=params.max_tokens,

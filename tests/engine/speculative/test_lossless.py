@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
 from pellucid.backends.registry import load_backend
 from pellucid.core.config import BackendConfig
 from pellucid.core.errors import BackendError
+from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.scheduler import Plan, Scheduler
 from pellucid.engine.speculative import speculation
@@ -22,7 +25,7 @@ from pellucid.kvcache.block_pool import CacheIntegrityError
 from pellucid.weights.loader import open_model
 from tests.support.drafters import ScriptedDrafter
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
-from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.fake_tokenizer import ALPHABET, FakeTokenizer
 from tests.support.mutants import mutant
 from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
 from tests.support.tiny_models import write_tiny_model
@@ -109,6 +112,35 @@ def test_the_reference_gives_the_same_bits(architecture: str, tmp_path: Path) ->
 def test_every_window_gives_the_same_bits() -> None:
     """Over the fake backend, which finds every block that is missing, wrong or given back too early."""
     check_all(FakeBackend(windows=WINDOWS), requests_for(20))
+
+
+def test_a_dead_end_after_a_wrong_guess_is_none() -> None:
+    """Nothing may follow an `a`; the answer has none, but every guess has. And one whose answer comes to that fails."""
+    a, b = (ALPHABET.index(character) for character in "ab")
+    lives: dict[str, Any] = {"allowed_token_ids": [a, b], "bad_words": ["aa", "ab"], "max_tokens": 20, "temperature": 0}
+    requests = [
+        ([5, 6], SamplingParams(seed=1, logit_bias={b: 100}, **lives)),
+        (
+            [5, 6],
+            SamplingParams(
+                seed=2, logits_processors=[dead_after_a], **{**lives, "bad_words": [], "logit_bias": {b: 100}}
+            ),
+        ),
+        ([5, 6], SamplingParams(seed=3, logit_bias={a: 100}, **lives)),
+    ]
+    wanted = alone(FakeBackend(), requests)
+    assert [[set(output.token_ids) for output in outputs] for outputs in wanted.answers] == [[{b}], [{b}], []]
+    assert wanted.errors == [None, None, "allowed_token_ids"]
+    truth = {(seed, 0): [a] * 20 for seed in (1, 2, 3)}
+    for schedule in SCHEDULES:
+        got = scheduled(FakeBackend(), requests, schedule, ScriptedDrafter(VOCAB_SIZE, truth))
+        assert got == wanted
+
+
+def dead_after_a(token_ids: list[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    if token_ids and token_ids[-1] == ALPHABET.index("a"):
+        raise ValueError("nothing follows an a")
+    return logits
 
 
 # Mutants
