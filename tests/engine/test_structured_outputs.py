@@ -294,3 +294,24 @@ def test_a_bad_grammar_concerns_its_own_request_alone(model: Path) -> None:
             assert engine._num_coming == 0
 
     asyncio.run(run())
+
+
+def test_every_beam_follows_its_grammar(llm: LLM) -> None:
+    """Alone and beside others; a grammar of few answers gives no more than there are."""
+    params = [asking(seed, temperature=0, num_beams=4, n=4) for seed in range(3)]
+    alone = [llm.generate(prompt, own)[0].outputs for prompt, own in zip(PROMPTS, params, strict=False)]
+    together = [reply.outputs for reply in llm.generate(PROMPTS[:3], params)]
+    assert together == alone
+    for own, outputs in zip(params, alone, strict=True):
+        assert all(follows(output.text, own) for output in outputs if output.finish_reason == "stop")
+    few = SamplingParams(
+        temperature=0,
+        num_beams=5,
+        n=5,
+        structured_outputs=StructuredOutputsParams(
+            regex="[ab]",
+        ),
+        max_tokens=9,
+    )
+    (reply,) = llm.generate("x", few)
+    assert {output.text for output in reply.outputs} == {"a", "b"}

@@ -21,6 +21,16 @@ SMOLLM2 = "smollm2-135m-instruct"
 SMOLLM2_EOS = (0, 2)
 
 
+PROCESSORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "none": ({}, {}),
+    "min_tokens": ({"min_tokens": 6}, {"min_new_tokens": 6}),
+    "banned": ({"banned_token_ids": (5, 8, 9, 20, 41, 77)}, {"suppress_tokens": [5, 8, 9, 20, 41, 77]}),
+    "bias": ({"logit_bias": {3: 4, 20: 2.5, 77: -9}}, {"sequence_bias": [[[3], 4.0], [[20], 2.5], [[77], -9.0]]}),
+    "ngrams": ({"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 2}),
+}
+"""What changes the log-probabilities, for `SamplingParams` and for `generate`."""
+
+
 @dataclass(frozen=True)
 class BeamCase:
     """A request, in terms of `SamplingParams` and of transformers alike.
@@ -28,6 +38,7 @@ class BeamCase:
     Attributes:
         model: one of TINY, or SMOLLM2.
         prompt: token ids.
+        processors: one of PROCESSORS.
     """
 
     name: str
@@ -38,6 +49,7 @@ class BeamCase:
     n: int = 1
     length_penalty: float = 1.0
     early_stopping: Any = False
+    processors: str = "none"
 
     @property
     def eos(self) -> tuple[int, ...]:
@@ -53,6 +65,7 @@ class BeamCase:
             length_penalty=self.length_penalty,
             early_stopping=self.early_stopping,
             detokenize=False,
+            **PROCESSORS[self.processors][0],
         )
 
     @property
@@ -67,6 +80,8 @@ class BeamCase:
             "eos_token_id": list(self.eos),
             "pad_token_id": self.eos[0],
             "do_sample": False,
+            "renormalize_logits": True,
+            **PROCESSORS[self.processors][1],
         }
 
 
@@ -79,6 +94,9 @@ def _tiny_cases(model: str) -> list[BeamCase]:
             for penalty, early in ((1.0, False), (0.0, "never"), (2.0, True), (-0.7, False), (1.5, "never")):
                 name = f"{length}-{num_beams}-{penalty}-{early}"
                 cases.append(BeamCase(name, model, prompt, 12, num_beams, n, penalty, early))
+        for processors in list(PROCESSORS)[1:] if model == "llama" else ():
+            name = f"{length}-{processors}"
+            cases.append(BeamCase(name, model, prompt, 12, 3, 2, processors=processors))
     return cases
 
 

