@@ -1,12 +1,14 @@
 """Guidance, DoLa and contrastive search over transformers models, one token at a time and with nothing cached.
 
 transformers 5 has left DoLa and contrastive search to the community, so what is compared with is their formulas, over
-the logits and hidden states that its models give. `python -m tests.parity.contrast` makes the golden tokens again.
+the logits and hidden states that its models give. `python -m tests.parity.contrast` makes the golden tokens again, or
+those of the cases that it is given.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -159,12 +161,14 @@ def _contrastive(
     return int(candidates[_best(scores)])
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
+    """Make the goldens of these cases, or of all if there are none."""
     import torch
     import transformers
 
     tokens = golden_tokens() if PATH.exists() else {}
-    for name, case in CASES.items():
+    for name in names or CASES:
+        case = CASES[name]
         model = model_of(case.model)
         if model is None:
             print(f"{case.model} is not in the cache, the golden of {name} stays: pellucid pull {case.model}")
@@ -178,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

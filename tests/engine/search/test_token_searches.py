@@ -4,6 +4,7 @@ may come with."""
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.search.book import SearchBook
 from pellucid.engine.search.hidden_states import HiddenStates
 from pellucid.weights.loader import open_model
+from tests.support.drafters import ScriptedDrafter
 from tests.support.engines import CheckedEngine, load_fake_backend, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import ALPHABET, FakeTokenizer
@@ -105,6 +107,24 @@ def test_every_schedule_gives_the_same_bits(path: Path, name: str, count: int) -
     backend.close()
     assert scheduled(load(path, name, threads=2), requests, "batched") == wanted
     assert preemptions > (20 if name == "cpu" else 0)
+
+
+def test_nothing_of_them_is_guessed(path: Path) -> None:
+    """The others are drafted in the same steps, and no answer changes."""
+    backend = load(path, "cpu")
+    requests = [
+        (prompt, replace(params, dola_layers=[0]) if number % 6 == 0 else params)
+        for number, (prompt, params) in enumerate(searching(30, 60))
+    ]
+    wanted = alone(backend, requests)
+    drafter = ScriptedDrafter(VOCAB_SIZE, wrong=0.5)
+    found = run(
+        backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN, drafter=drafter, **SCHEDULES["batched"]
+    )
+    assert found == wanted
+    assert found.num_draft_tokens > 50
+    assert {sequence.group.is_lockstep for sequence, _, _ in drafter.observed} == {False}
+    assert all(sequence.group.sampling_params.dola_layers is None for sequence, _, _ in drafter.observed)
 
 
 def hidden_states_of_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,3 +474,59 @@ def test_pausing_changes_nothing() -> None:
         engine.resume(name)
     engine.run()
     assert {name: engine.replies[name].outputs[0] for name in wanted} == wanted
+
+
+def run_random_schedule(seed: int) -> int:
+    """Searches among others that are paused, resumed, preempted and aborted: each that was not aborted is answered as
+    if alone. How often one gave way."""
+    rng = random.Random(seed)
+    max_num_seqs = rng.choice([4, 6, 9])
+    engine = make_engine(
+        num_blocks=rng.choice([24, 30, 60]),
+        max_model_len=300,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=rng.choice([max_num_seqs, 20, 100]),
+        enable_prefix_caching=rng.random() < 0.8,
+    )
+    requests: dict[str, tuple[list[int], SamplingParams]] = {}
+    aborted = set()
+    for number in range(12):
+        prompt = [7] * rng.choice([0, 64, 130]) + [rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(1, 50))]
+        max_tokens = rng.choice([1, 7, 30])
+        params = rng.choice(
+            [
+                replace(CONTRASTIVE, max_tokens=max_tokens, top_k=rng.choice([2, 3, 4]), ignore_eos=False),
+                replace(GUIDED, max_tokens=max_tokens, seed=number, negative_prompt=rng.choice([None, [9] * 90])),
+                SamplingParams(max_tokens=max_tokens, seed=number, n=rng.choice([1, 3])),
+                SamplingParams(max_tokens=max_tokens, seed=number, dola_layers=[0]),
+            ]
+        )
+        name = str(number)
+        requests[name] = (prompt, params)
+        engine.add_request(name, prompt, params, priority=rng.choice([0, 0, 1]), stream=rng.random() < 0.5)
+        for _ in range(rng.choice([1, 3, 20])):
+            engine.step()
+            name = rng.choice(list(requests))
+            rng.choice([engine.pause, engine.resume, lambda name: None])(name)
+            engine.scheduler.check_integrity()
+            if rng.random() < 0.1:
+                engine.scheduler.preempt_last()
+            if rng.random() < 0.03 and engine.abort(name) is not None:
+                aborted.add(name)
+    while engine.has_unfinished():
+        if not engine.has_work() or rng.random() < 0.1:
+            engine.resume(rng.choice(list(engine._groups)))
+        engine.step()
+    for name, (prompt, params) in requests.items():
+        if name not in aborted:
+            one = make_engine(num_blocks=60, max_model_len=300, max_num_batched_tokens=400)
+            one.add_request(name, prompt, params)
+            one.run()
+            assert engine.replies[name].outputs == one.replies[name].outputs, (seed, name)
+    assert is_forgotten(engine)
+    engine.scheduler.check_idle()
+    return sum(reply.metrics.preemptions for reply in engine.replies.values())
+
+
+def test_random_schedules_change_no_answer() -> None:
+    assert sum(run_random_schedule(seed) for seed in range(6)) > 10
