@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pellucid import LLM, SamplingParams
 from pellucid.core.batch import sampling_record
-from pellucid.decoding.logits_processors import Logits, probabilities
+from pellucid.decoding.distribution import Logits, probabilities
 from pellucid.decoding.pipeline import RowSampling, constrain, warp
 from pellucid.tokenizer.tokenizer import Tokenizer
 

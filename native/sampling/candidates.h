@@ -57,7 +57,7 @@ class Candidates {
     void keep_typical(float p);
     bool exclude_top_choices(float threshold);  // whether it dropped any
 
-    // The mean of max_value - value under the weights (logits_processors.py mean_gap).
+    // The mean of max_value - value under the weights (distribution.py mean_gap).
     double mean_gap() const;
 
   private:

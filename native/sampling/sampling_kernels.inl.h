@@ -168,7 +168,7 @@ PELLUCID_INLINE F32x16 scale_shifted(F32x16 x, F32x16 offset, F32x16 factor) {
     return add(mul(sub(x, offset), factor), zero());
 }
 
-// decoding/logits_processors.py exp, times 2^40.
+// decoding/distribution.py exp, times 2^40.
 PELLUCID_INLINE F32x16 exp_weight(F32x16 x) {
     x = max(x, broadcast(-87.0f));
     const F32x16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: rounds to an integer

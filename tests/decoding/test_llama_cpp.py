@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pellucid.decoding import logits_processors as base
-from pellucid.decoding import mirostat, penalties, truncation
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding import distribution, mirostat, penalties, temperature, truncation
+from pellucid.decoding.distribution import Logits
 from pellucid.weights.catalog import DEFAULT_MODEL, cached_path, entries, is_cached
 from tests.support.logits import kept, random_logits, softmax
 
@@ -69,7 +68,7 @@ def test_dynamic_temperature() -> None:
     for generator, logits in rows():
         value, spread, exponent = uniform(generator, 0.1, 2), uniform(generator, 0, 2), uniform(generator, 0.2, 3)
         theirs = applied(llama.llama_sampler_init_temp_ext(value, spread, exponent), logits)
-        ours = base.probabilities(base.dynamic_temperature(logits, value, spread, exponent))
+        ours = distribution.probabilities(temperature.dynamic_temperature(logits, value, spread, exponent))
         assert np.max(np.abs(ours - softmax(theirs))) < 5e-5  # theirs adds the entropy up in float32
 
 

@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from pellucid.decoding import logits_processors as transforms
-from pellucid.decoding import mirostat, rng, sampler
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding import distribution, mirostat, rng, sampler
+from pellucid.decoding.distribution import Logits
 from tests.support.logits import kept, many_logits, random_logits, softmax
 from tests.support.mutants import mutant
 
@@ -114,5 +113,5 @@ def test_the_surprise_of_many_tokens_is_near_the_target(version: int) -> None:
         observed.append(mirostat.surprise(final, token))
         mu = mirostat.next_mu(mu, observed[-1], tau, 0.1)
     assert abs(np.mean(observed[100:]) - tau) < 0.1
-    untouched = [-np.log2(transforms.probabilities(random_logits(p, 500, spread=2.0))) for p in range(5)]
+    untouched = [-np.log2(distribution.probabilities(random_logits(p, 500, spread=2.0))) for p in range(5)]
     assert np.mean(untouched) > tau + 2

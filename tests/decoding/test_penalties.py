@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pellucid.decoding import penalties
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding.distribution import Logits
 from pellucid.decoding.penalties import TokenIds
 from tests.support.logits import many_logits, random_logits
 from tests.support.mutants import mutant

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from pellucid.core.batch import SamplingBatch
-from pellucid.decoding import logits_processors as base
-from pellucid.decoding import penalties, pipeline, rng, sampler, token_mask, truncation
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding import penalties, pipeline, rng, sampler, temperature, token_mask, truncation
+from pellucid.decoding.distribution import Logits
 from tests.support.logits import random_logits
 from tests.support.mutants import mutant
 from tests.support.sampling import make_batch
@@ -80,7 +79,7 @@ def one_after_the_other(z: Logits, batch: SamplingBatch, seed: int) -> Logits:
     z = penalties.dry(z, tokens, multiplier=0.8, base=1.75, allowed_length=1, last_n=30, breakers=breakers)
     z = token_mask.apply_mask(z, mask)
     z = token_mask.without(z, token_mask.repeated_ngrams(tokens, 3))
-    z = base.dynamic_temperature(z, 1.5, 0.5, 1.5)
+    z = temperature.dynamic_temperature(z, 1.5, 0.5, 1.5)
     z = truncation.top_n_sigma(z, value["top_n_sigma"])
     z = truncation.top_k(z, value["top_k"])
     z = truncation.top_p(z, value["top_p"])
@@ -158,7 +157,7 @@ def test_neutral_values_change_nothing_but_the_maximum() -> None:
     logits = random_logits(0)
     row = pipeline.RowSampling.of(make_batch(1), 0)
     assert pipeline.constrain(logits, row) is logits
-    assert np.array_equal(pipeline.warp(logits, row), base.temperature(logits, 1.0))
+    assert np.array_equal(pipeline.warp(logits, row), temperature.temperature(logits, 1.0))
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pellucid.core.batch import NOTHING_ALLOWED, SAMPLING_DTYPE, SamplingBatch
 from pellucid.core.errors import BackendError, InvalidRequestError
-from pellucid.decoding import logits_processors, mirostat, rng, sampler
+from pellucid.decoding import distribution, mirostat, rng, sampler, temperature
 from tests.support.logits import softmax
 from tests.support.sampling import chi_squared_bound, make_batch, warped
 
@@ -44,9 +44,9 @@ def test_logits_that_cannot_be_sampled(value: float, message: str) -> None:
     logits[1, 3:] = value
     if value == -np.inf:
         logits[1] = value
-    for temperature in (0.0, 1.0):
+    for t in (0.0, 1.0):
         with pytest.raises(BackendError, match=f"row 1 cannot be sampled: {message}"):
-            sampler.sample(logits, make_batch(2, temperature=temperature))
+            sampler.sample(logits, make_batch(2, temperature=t))
 
 
 OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
@@ -142,9 +142,9 @@ def test_masks_that_leave_nothing_are_that_row_s_affair() -> None:
     logits = np.random.default_rng(1).normal(0, 3, (4, 40)).astype(np.float32)
     logits[3, 8:] = -np.inf
     nothing, all_but_8 = np.zeros(2, dtype=np.uint32), np.uint32([0xFFFFFF00, 0xFF])
-    for temperature in (0.0, 1.0):
-        batch = make_batch(4, temperature=temperature, num_logprobs=2, mirostat=2)
-        alone = sampler.sample(logits[[0, 2]], make_batch(2, temperature=temperature, num_logprobs=2, position=[0, 2]))
+    for t in (0.0, 1.0):
+        batch = make_batch(4, temperature=t, num_logprobs=2, mirostat=2)
+        alone = sampler.sample(logits[[0, 2]], make_batch(2, temperature=t, num_logprobs=2, position=[0, 2]))
         out = sampler.sample(logits, replace(batch, masks=[None, nothing, None, all_but_8]))
         assert (out.token_ids[[1, 3]] == NOTHING_ALLOWED).all()
         assert np.isnan(out.logprobs[[1, 3]]).all()
@@ -163,7 +163,7 @@ def test_mirostat_s_state_goes_in_and_comes_out() -> None:
     assert out.mirostat_mu is not None
     for row, cut in enumerate((mirostat.mirostat_v1, mirostat.mirostat_v2)):
         mu = float(batch.rows["mirostat_mu"][row])
-        final = cut(logits_processors.temperature(logits[row], 1.0), mu)
+        final = cut(temperature.temperature(logits[row], 1.0), mu)
         token = sampler.draw(final, rng.draw_bits(0, 0, row))
         assert out.token_ids[row] == token
         assert out.mirostat_mu[row] == mirostat.next_mu(mu, mirostat.surprise(final, token), 3.0, 0.25)
@@ -218,7 +218,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = np.random.default_rng(4).normal(0, 1, 20).astype(np.float32)
     draws = [sampler.draw(logits, rng.draw_bits(5, 0, position)) for position in range(5000)]
-    expected = logits_processors.probabilities(logits) * len(draws)
+    expected = distribution.probabilities(logits) * len(draws)
     statistic = np.sum((np.bincount(draws, minlength=20) - expected) ** 2 / expected)
     assert statistic < chi_squared_bound(19)
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pellucid.decoding import logits_processors as transforms
-from pellucid.decoding import truncation
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding import distribution, temperature, truncation
+from pellucid.decoding.distribution import Logits
 from tests.support.logits import kept, many_logits, random_logits, softmax
 from tests.support.mutants import mutant
 
@@ -115,7 +114,7 @@ def check(name: str) -> None:
         assert kept(out) == [t for t in np.flatnonzero(expected).tolist() if logits[t] > -np.inf], (row, value)
         assert np.array_equal(out[expected], logits[expected])
         assert out.dtype == np.float32
-        assert np.max(np.abs(transforms.probabilities(out) - softmax(np.where(expected, logits, -np.inf)))) < 1e-6
+        assert np.max(np.abs(distribution.probabilities(out) - softmax(np.where(expected, logits, -np.inf)))) < 1e-6
         num_dropped += len(kept(logits)) - len(kept(out))
     assert num_dropped > 1000
 
@@ -135,7 +134,7 @@ MUTANTS = {
     "top_n_sigma": ("mean * mean", "mean"),
     "top_k": ("[:k]", "[: k + 1]"),
     "min_p": ("float(np.float32(p)) *", "1.01 * float(np.float32(p)) *"),
-    "typical_p": ("- base.mean_gap(logits)", "- base.entropy(logits)"),
+    "typical_p": ("- distribution.mean_gap(logits)", "- distribution.entropy(logits)"),
     "epsilon_cutoff": ("float(integers.sum())", "WEIGHT_ONE"),
     "eta_cutoff": ("math.sqrt(wide)", "wide"),
     "xtc": ("[: num_top - 1]", "[:num_top]"),
@@ -161,7 +160,7 @@ def test_the_sum_of_weights_0_is_0() -> None:
     """typical-p ranks tokens that no draw chooses before more probable ones; it keeps none of them."""
     logits = np.full(4_000_000, -14.0, dtype=np.float32)
     logits[0], logits[1] = 0.0, -28.6
-    assert transforms.mean_gap(logits) > 7.2
+    assert distribution.mean_gap(logits) > 7.2
     assert kept(truncation.typical_p(logits, 0.99999))[:2] == [0, 2]
 
 
@@ -183,7 +182,7 @@ def test_ties_fall_to_the_lowest_id() -> None:
     logits = np.array([0, 1, 1, 2, 1, -0.0], dtype=np.float32)
     assert kept(truncation.top_k(logits, 3)) == [1, 2, 3]
     assert kept(truncation.top_p(np.zeros(10, dtype=np.float32), 0.25)) == [0, 1, 2]
-    assert transforms.descending(logits).tolist() == [3, 1, 2, 4, 0, 5]
+    assert distribution.descending(logits).tolist() == [3, 1, 2, 4, 0, 5]
 
 
 @pytest.mark.parametrize("p", [1e-20, 0.01, 0.5, 0.9, 0.999999])
@@ -217,7 +216,7 @@ def test_equal_to_transformers(seed: int) -> None:
     theirs = torch.from_numpy(logits)[None]
     ours = logits
     for their_warper, our_transform in (
-        (process.TemperatureLogitsWarper(0.7), lambda x: transforms.temperature(x, 0.7)),
+        (process.TemperatureLogitsWarper(0.7), lambda x: temperature.temperature(x, 0.7)),
         (process.TopKLogitsWarper(1000), lambda x: truncation.top_k(x, 1000)),
         (process.TopPLogitsWarper(0.99), lambda x: truncation.top_p(x, 0.99)),
         (process.MinPLogitsWarper(0.002), lambda x: truncation.min_p(x, 0.002)),
@@ -229,4 +228,4 @@ def test_equal_to_transformers(seed: int) -> None:
         ours = our_transform(ours)
         expected = torch.softmax(theirs.double(), dim=-1)[0].numpy()
         assert kept(ours) == np.flatnonzero(expected > 0).tolist()
-        assert np.max(np.abs(transforms.probabilities(ours) - expected)) < 1e-6
+        assert np.max(np.abs(distribution.probabilities(ours) - expected)) < 1e-6

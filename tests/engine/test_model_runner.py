@@ -12,8 +12,8 @@ from pellucid.core.batch import ForwardBatch, ForwardOutput
 from pellucid.core.outputs import Logprob, RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence
-from pellucid.decoding.logits_processors import descending
-from pellucid.decoding.sampler import raw_logprobs
+from pellucid.decoding.distribution import descending
+from pellucid.decoding.sampler import log_probabilities
 from pellucid.engine import scheduler
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.scheduler import MAX_PROMPT_LOGITS
@@ -54,7 +54,7 @@ def expected(prompt: list[int], count: int) -> list[dict[int, Logprob] | None]:
         entry = {}
         for each in (token_id, *top):
             rank = top.index(each) + 1 if each in top else None
-            entry[each] = Logprob(float(raw_logprobs(row, np.array([each]))[0]), rank, ALPHABET[each])
+            entry[each] = Logprob(float(log_probabilities(row, np.array([each]))[0]), rank, ALPHABET[each])
         entries.append(entry)
     return entries
 

@@ -11,7 +11,7 @@ import pytest
 
 from pellucid.core.batch import NOTHING_ALLOWED, SAMPLING_DTYPE, SampledTokens
 from pellucid.core.errors import BackendError, InvalidRequestError
-from pellucid.decoding import elementary, logits_processors, mirostat, pipeline, rng, sampler, truncation
+from pellucid.decoding import distribution, elementary, mirostat, pipeline, rng, sampler, temperature, truncation
 from tests.support.mutants import mutant
 from tests.support.random_sampling import (
     TRUNCATIONS,
@@ -154,7 +154,7 @@ def test_100_000_draws_follow_the_distribution(filters: dict[str, Any]) -> None:
     columns = {"temperature": 0.9} | filters
     batch = make_batch(num_draws, seed=11, **columns)
     tokens = native_sample(np.tile(logits, (num_draws, 1)), batch, threads=2).token_ids
-    expected = logits_processors.probabilities(warped(logits, **columns)) * num_draws
+    expected = distribution.probabilities(warped(logits, **columns)) * num_draws
     possible = expected > 0
     counts = np.bincount(tokens, minlength=50)
     assert counts[~possible].sum() == 0
@@ -163,8 +163,8 @@ def test_100_000_draws_follow_the_distribution(filters: dict[str, Any]) -> None:
 
 
 def test_the_distribution_test_catches_a_wrong_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = logits_processors.temperature
-    monkeypatch.setattr(logits_processors, "temperature", lambda logits, value: right(logits, value * 1.05))
+    right = temperature.temperature
+    monkeypatch.setattr(temperature, "temperature", lambda logits, value: right(logits, value * 1.05))
     with pytest.raises(AssertionError):
         test_100_000_draws_follow_the_distribution({})
 
@@ -281,17 +281,17 @@ def test_raw_logprobs_are_of_the_logits_as_they_came() -> None:
     out = native_sample(logits, batch)
     assert out.token_ids.tolist() == [9]
     assert out.top_ids[0, 0] == best
-    assert out.logprobs[0] == sampler.raw_logprobs(logits[0], np.array([9]))[0]
+    assert out.logprobs[0] == sampler.log_probabilities(logits[0], np.array([9]))[0]
 
 
 def break_ties(monkeypatch: pytest.MonkeyPatch) -> None:
     last_first = lambda logits: np.argsort(logits, kind="stable")[::-1]  # noqa: E731
-    monkeypatch.setattr(logits_processors, "descending", last_first)
+    monkeypatch.setattr(distribution, "descending", last_first)
 
 
 def break_exp(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = lambda x: np.exp(x.astype(np.float64)).astype(np.float32)  # noqa: E731
-    monkeypatch.setattr(logits_processors, "exp", exact)
+    monkeypatch.setattr(distribution, "exp", exact)
 
 
 def break_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,8 +324,8 @@ def check_all() -> None:
         breaker(truncation, "typical_p", "np.argsort(distances, kind=", "np.argsort(-distances, kind="),
         breaker(truncation, "eta_cutoff", "math.sqrt(wide)", "wide"),
         breaker(truncation, "xtc", "num_top < 2", "num_top < 3"),
-        breaker(logits_processors, "mean_gap", "float(integers.sum())", "WEIGHT_ONE"),
-        breaker(logits_processors, "dynamic_temperature", "max(0.0, ", "max(0.01, "),
+        breaker(distribution, "mean_gap", "float(integers.sum())", "WEIGHT_ONE"),
+        breaker(temperature, "dynamic_temperature", "max(0.0, ", "max(0.01, "),
         breaker(mirostat, "mirostat_v1", "max(1, math.floor(k))", "max(1, math.ceil(k))"),
         breaker(mirostat, "mirostat_v2", "elementary.exp(-mu", "elementary.exp(mu"),
         breaker(mirostat, "next_mu", "mu - ", "mu + "),

@@ -1,4 +1,4 @@
-"""Rows of logits that tests of transforms share, and softmax in float64."""
+"""Rows of logits that tests of transforms share, and softmax and entropy in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding.distribution import Logits
 
 
 def random_logits(seed: int, vocab_size: int = 1000, spread: float = 3.0) -> Logits:
@@ -36,6 +36,11 @@ def many_logits(seed: int, num_rows: int) -> Iterator[Logits]:
 def softmax(logits: Logits) -> NDArray[np.float64]:
     e = np.exp(logits.astype(np.float64) - float(logits.max()))
     return np.asarray(e / e.sum())
+
+
+def naive_entropy(logits: Logits) -> float:
+    p = softmax(logits)
+    return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
 
 def kept(logits: Logits) -> list[int]:

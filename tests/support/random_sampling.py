@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.batch import SampledTokens, SamplingBatch
-from pellucid.decoding import logits_processors, pipeline, sampler
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding import distribution, pipeline, sampler
+from pellucid.decoding.distribution import Logits
 from tests.support.sampling import make_batch
 
 VOCAB_SIZES = (1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257, 1023, 1024, 1025, 5000, 32003)
@@ -192,4 +192,4 @@ def check_survivors(logits: Logits, batch: SamplingBatch, isa: str) -> None:
     expected = pipeline.warp(constrained, row)
     ids, weights = survivors
     assert np.array_equal(ids, np.flatnonzero(expected > -np.inf)), batch.rows
-    assert np.array_equal(weights, logits_processors.weights(expected)[ids]), batch.rows
+    assert np.array_equal(weights, distribution.weights(expected)[ids]), batch.rows

@@ -9,7 +9,7 @@ import numpy as np
 from pellucid.core.batch import SamplingBatch, sampling_record
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.decoding import pipeline
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding.distribution import Logits
 
 
 def make_batch(num_rows: int, **columns: Any) -> SamplingBatch:

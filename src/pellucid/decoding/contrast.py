@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding.distribution import Logits
 
 RELATIVE_TOP = 0.1
 """DoLa considers tokens at least so many times as probable as the most probable one."""

@@ -11,9 +11,8 @@ import math
 
 import numpy as np
 
-from pellucid.decoding import elementary, truncation
-from pellucid.decoding import logits_processors as base
-from pellucid.decoding.logits_processors import WEIGHT_ONE, Logits
+from pellucid.decoding import distribution, elementary, truncation
+from pellucid.decoding.distribution import WEIGHT_ONE, Logits
 
 NUM_ESTIMATED = 100
 """Tokens that version 1 estimates the exponent of Zipf's law from: the paper's m."""
@@ -27,8 +26,8 @@ def mirostat_v1(logits: Logits, mu: float) -> Logits:
     With a = s - 1 and N tokens in the vocabulary, k = floor((a 2**mu / (1 - N**-a)) ** (1 / s)), at least 1; for a = 0
     the fraction is its limit 2**mu / ln N. Where m < 2 or s = 0, nothing is dropped.
     """
-    order = base.descending(logits)
-    num_weighted = int(np.count_nonzero(base.weights(logits)))
+    order = distribution.descending(logits)
+    num_weighted = int(np.count_nonzero(distribution.weights(logits)))
     top = [float(logit) for logit in logits[order[: min(NUM_ESTIMATED, num_weighted)]]]
     sum_tb = sum_tt = 0.0
     for i in range(1, len(top)):
@@ -49,14 +48,14 @@ def mirostat_v1(logits: Logits, mu: float) -> Logits:
 def mirostat_v2(logits: Logits, mu: float) -> Logits:
     """Drop tokens whose surprise -log2 P(t) is above `mu` bits; the most probable ones stay: keep each weight of at
     least min(total * 2**-mu, 2**40), in float64."""
-    integers = base.weights(logits)
+    integers = distribution.weights(logits)
     floor = float(integers.sum()) * elementary.exp(-mu * elementary.LN2)
-    return base.keep_only(logits, integers >= min(floor, float(WEIGHT_ONE)))
+    return distribution.keep_only(logits, integers >= min(floor, float(WEIGHT_ONE)))
 
 
 def surprise(logits: Logits, token: int) -> float:
     """-log2 of the probability of `token`, whose weight is not 0, under softmax: bits."""
-    integers = base.weights(logits)
+    integers = distribution.weights(logits)
     return elementary.log(float(integers.sum()) / float(integers[token])) / elementary.LN2
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.decoding import elementary
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding.distribution import Logits
 
 TokenIds = NDArray[np.int32]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.batch import SamplingBatch
-from pellucid.decoding import logits_processors, mirostat, penalties, rng, token_mask, truncation
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding import mirostat, penalties, rng, temperature, token_mask, truncation
+from pellucid.decoding.distribution import Logits
 
 _NO_TOKENS = np.empty(0, dtype=np.int32)
 _NO_BIAS = (_NO_TOKENS, np.empty(0, dtype=np.float32))
@@ -78,9 +78,7 @@ def _no_repeat_ngram(logits: Logits, row: RowSampling) -> Logits:
 
 
 def _temperature(logits: Logits, row: RowSampling) -> Logits:
-    return logits_processors.dynamic_temperature(
-        logits, row["temperature"], row["dynatemp_range"], row["dynatemp_exponent"]
-    )
+    return temperature.dynamic_temperature(logits, row["temperature"], row["dynatemp_range"], row["dynatemp_exponent"])
 
 
 def _xtc(logits: Logits, row: RowSampling) -> Logits:

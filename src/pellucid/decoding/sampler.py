@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from pellucid.core.batch import NOTHING_ALLOWED, SampledTokens, SamplingBatch
 from pellucid.core.errors import BackendError, InvalidRequestError
 from pellucid.core.validation import INT32_MAX
-from pellucid.decoding import logits_processors as transforms
-from pellucid.decoding import mirostat, pipeline
-from pellucid.decoding.logits_processors import Logits
+from pellucid.decoding import distribution, mirostat, pipeline
+from pellucid.decoding.distribution import Logits
 from pellucid.decoding.pipeline import RowSampling
 
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
@@ -33,8 +32,8 @@ def sample(logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledToken
     if logits.ndim != 2 or logits.shape[0] != sampling.num_rows:
         raise BackendError(f"logits have shape {logits.shape}, but there are {sampling.num_rows} rows to sample")
     num_rows, vocab_size = logits.shape
-    if not 1 <= vocab_size <= transforms.MAX_VOCAB_SIZE:
-        raise BackendError(f"vocabulary of {vocab_size} tokens; 1 to {transforms.MAX_VOCAB_SIZE} can be sampled")
+    if not 1 <= vocab_size <= distribution.MAX_VOCAB_SIZE:
+        raise BackendError(f"vocabulary of {vocab_size} tokens; 1 to {distribution.MAX_VOCAB_SIZE} can be sampled")
     check_parameters(sampling, vocab_size)
 
     width = min(int(sampling.rows["num_logprobs"].max(initial=0)), vocab_size)
@@ -56,12 +55,12 @@ def sample(logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledToken
             mirostat_mu[k] = mirostat.next_mu(row["mirostat_mu"], observed, row["mirostat_tau"], row["mirostat_eta"])
         if row["num_logprobs"] >= 0:
             reported = final if row["processed_logprobs"] else raw
-            logprobs[k] = raw_logprobs(reported, np.array([token]))[0]
-            ids = transforms.descending(reported)[: row["num_logprobs"]]
+            logprobs[k] = log_probabilities(reported, np.array([token]))[0]
+            ids = distribution.descending(reported)[: row["num_logprobs"]]
             if row["processed_logprobs"]:
                 ids = ids[reported[ids] > -np.inf]
             top_ids[k, : ids.size] = ids
-            top_logprobs[k, : ids.size] = raw_logprobs(reported, ids)
+            top_logprobs[k, : ids.size] = log_probabilities(reported, ids)
     uses_mirostat = bool(sampling.rows["mirostat"].any())
     return SampledTokens(token_ids, logprobs, top_ids, top_logprobs, mirostat_mu if uses_mirostat else None)
 
@@ -69,15 +68,15 @@ def sample(logits: NDArray[np.float32], sampling: SamplingBatch) -> SampledToken
 def draw(logits: Logits, bits: int) -> int:
     """The token that 64 random bits choose: with `target` = floor(bits * total weight / 2**64), the first id whose
     cumulative weight, by rising id, exceeds it."""
-    cumulative = np.cumsum(transforms.weights(logits))
+    cumulative = np.cumsum(distribution.weights(logits))
     target = bits * int(cumulative[-1]) >> 64
     return int(np.searchsorted(cumulative, target, side="right"))
 
 
-def raw_logprobs(logits: Logits, ids: NDArray[np.intp]) -> NDArray[np.float32]:
+def log_probabilities(logits: Logits, ids: NDArray[np.intp]) -> NDArray[np.float32]:
     """Natural log of softmax(`logits`) at `ids`: float32 [len(ids)], computed in float64."""
     below_max = logits[ids].astype(np.float64) - float(logits.max())
-    return (below_max - transforms.log_total(logits)).astype(np.float32)
+    return (below_max - distribution.log_total(logits)).astype(np.float32)
 
 
 def check_logits(logits: Logits, row: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.decoding.logits_processors import Logits, keep_only
+from pellucid.decoding.distribution import Logits, keep_only
 
 TokenMask = NDArray[np.uint32]
 TokenIds = NDArray[np.int32]

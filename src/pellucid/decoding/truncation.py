@@ -12,9 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.decoding import elementary
-from pellucid.decoding import logits_processors as base
-from pellucid.decoding.logits_processors import WEIGHT_ONE, Logits
+from pellucid.decoding import distribution, elementary
+from pellucid.decoding.distribution import WEIGHT_ONE, Logits
 
 _SIGMA_LANES = 16
 
@@ -36,7 +35,7 @@ def top_n_sigma(logits: Logits, n: float) -> Logits:
     mean = _sum_by_lanes(gaps) / count
     variance = _sum_by_lanes(gaps * gaps) / count - mean * mean
     floor = highest - float(np.float32(n)) * math.sqrt(max(variance, 0.0))
-    return base.keep_only(logits, wide >= floor)
+    return distribution.keep_only(logits, wide >= floor)
 
 
 def top_k(logits: Logits, k: int) -> Logits:
@@ -44,8 +43,8 @@ def top_k(logits: Logits, k: int) -> Logits:
     if k == 0 or k >= logits.size:
         return logits
     keep = np.zeros(logits.size, dtype=np.bool_)
-    keep[base.descending(logits)[:k]] = True
-    return base.keep_only(logits, keep)
+    keep[distribution.descending(logits)[:k]] = True
+    return distribution.keep_only(logits, keep)
 
 
 def top_p(logits: Logits, p: float) -> Logits:
@@ -53,14 +52,14 @@ def top_p(logits: Logits, p: float) -> Logits:
     2020): a token stays while the weight before it is below ceil(p * total)."""
     if p >= 1.0:
         return logits
-    return _keep_first(logits, base.descending(logits), p)
+    return _keep_first(logits, distribution.descending(logits), p)
 
 
 def min_p(logits: Logits, p: float) -> Logits:
     """Keep tokens at least `p` times as probable as the most probable one; 0 keeps all (Nguyen et al., 2024)."""
     if p <= 0.0:
         return logits
-    return base.keep_only(logits, base.weights(logits) >= float(np.float32(p)) * WEIGHT_ONE)
+    return distribution.keep_only(logits, distribution.weights(logits) >= float(np.float32(p)) * WEIGHT_ONE)
 
 
 def typical_p(logits: Logits, p: float) -> Logits:
@@ -72,7 +71,7 @@ def typical_p(logits: Logits, p: float) -> Logits:
     """
     if p >= 1.0:
         return logits
-    distances = np.abs(base.gaps(logits).astype(np.float64) - base.mean_gap(logits))
+    distances = np.abs(distribution.gaps(logits).astype(np.float64) - distribution.mean_gap(logits))
     return _keep_first(logits, np.argsort(distances, kind="stable"), p)
 
 
@@ -80,7 +79,7 @@ def epsilon_cutoff(logits: Logits, epsilon: float) -> Logits:
     """Keep tokens of probability `epsilon` and above, and the most probable ones; 0 keeps all (Hewitt et al., 2022)."""
     if epsilon <= 0.0:
         return logits
-    integers = base.weights(logits)
+    integers = distribution.weights(logits)
     return _keep_above(logits, integers, float(np.float32(epsilon)) * float(integers.sum()))
 
 
@@ -89,36 +88,36 @@ def eta_cutoff(logits: Logits, epsilon: float) -> Logits:
     probable ones; 0 keeps all (Hewitt et al., 2022). total * e**-H is 2**40 * e**-mean_gap."""
     if epsilon <= 0.0:
         return logits
-    integers = base.weights(logits)
+    integers = distribution.weights(logits)
     wide = float(np.float32(epsilon))
-    by_entropy = math.sqrt(wide) * elementary.exp(-base.mean_gap(logits)) * WEIGHT_ONE
+    by_entropy = math.sqrt(wide) * elementary.exp(-distribution.mean_gap(logits)) * WEIGHT_ONE
     return _keep_above(logits, integers, min(wide * float(integers.sum()), by_entropy))
 
 
 def xtc(logits: Logits, threshold: float) -> Logits:
     """Exclude top choices (p-e-w, 2024): drop every token of probability `threshold` and above but the last of them by
     falling logit. Where anything is dropped, tokens of weight 0 are too."""
-    integers = base.weights(logits)
-    order = base.descending(logits)
+    integers = distribution.weights(logits)
+    order = distribution.descending(logits)
     keep = integers > 0
     num_top = np.count_nonzero(keep & (integers >= float(np.float32(threshold)) * float(integers.sum())))
     if num_top < 2:
         return logits
     keep[order[: num_top - 1]] = False
-    return base.keep_only(logits, keep)
+    return distribution.keep_only(logits, keep)
 
 
 def _keep_first(logits: Logits, order: NDArray[np.intp], p: float) -> Logits:
     """Keep, in that order, each token that the weight before it leaves below ceil(p * total), if its own is not 0."""
-    ranked = base.weights(logits)[order]
+    ranked = distribution.weights(logits)[order]
     target = math.ceil(float(np.float32(p)) * float(ranked.sum()))
     keep = np.zeros(logits.size, dtype=np.bool_)
     keep[order] = (np.cumsum(ranked) - ranked < target) & (ranked > 0)
-    return base.keep_only(logits, keep)
+    return distribution.keep_only(logits, keep)
 
 
-def _keep_above(logits: Logits, integers: base.Weights, floor: float) -> Logits:
-    return base.keep_only(logits, integers >= min(floor, float(WEIGHT_ONE)))
+def _keep_above(logits: Logits, integers: distribution.Weights, floor: float) -> Logits:
+    return distribution.keep_only(logits, integers >= min(floor, float(WEIGHT_ONE)))
 
 
 def _sum_by_lanes(values: NDArray[np.float64]) -> float:

@@ -9,7 +9,7 @@ from pellucid.core.batch import SamplingBatch
 from pellucid.core.sequence import Sequence
 from pellucid.core.trace import SpeculationVerdict
 from pellucid.decoding import pipeline, rng
-from pellucid.decoding.logits_processors import Logits, weights
+from pellucid.decoding.distribution import Logits, weights
 from pellucid.decoding.pipeline import RowSampling
 
 

@@ -1,11 +1,9 @@
-"""Temperature, and what the transforms of a row of logits stand on: probabilities as integer weights.
+"""The distribution that a row of logits is: softmax as integer weights, which the transforms and the draw stand on.
 
-Transforms are pure functions from float32 logits [vocab_size] to float32 logits [vocab_size]; a removed token becomes
--inf. Logits are finite or -inf, and at least one is finite. Ties fall to the lowest token id. docs/decoding.md has the
-order, formulas and papers.
+Logits are float32 [vocab_size], finite or -inf, and at least one is finite. docs/decoding.md has the formulas.
 
-Probabilities are held as integer weights in units of 2**-40 of the largest (`weights`). Integer sums do not depend on
-their order, so the native sampler gets the same masks and the same token on any instruction set and thread count.
+Weights are in units of 2**-40 of the largest. Integer sums do not depend on their order, so the native sampler gets the
+same masks and the same token on any instruction set and thread count.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ WEIGHT_ONE = 1 << WEIGHT_BITS
 MAX_VOCAB_SIZE = 1 << 22
 """Largest vocabulary whose weights surely sum to less than 2**63."""
 
-_FLOAT32 = np.finfo(np.float32)
 _SMALLEST_EXPONENT = np.float32(-87.0)  # exp stays a normal number; its weight is long since 0
 _LOG2_E = np.float32(1.44269504088896341)
 _LN2_HIGH = np.float32(0.693359375)  # 9 bits, so its product with an exponent is exact
@@ -90,32 +87,6 @@ def log_total(logits: Logits) -> float:
 def entropy(logits: Logits) -> float:
     """Shannon entropy of softmax in natural logarithms: log_total + mean_gap."""
     return log_total(logits) + mean_gap(logits)
-
-
-def temperature(logits: Logits, value: float) -> Logits:
-    """Logits relative to their maximum, times 1 / `value` (> 0). The maximum becomes 0, which changes no probability
-    and keeps the smallest temperatures from overflowing."""
-    with np.errstate(over="ignore", divide="ignore"):
-        factor = np.clip(np.float32(1.0) / np.float32(value), _FLOAT32.tiny, _FLOAT32.max)
-        scaled = (logits - logits.max()) * factor
-    return np.asarray(scaled + np.float32(0.0), dtype=np.float32)  # -0.0 becomes 0.0
-
-
-def dynamic_temperature(logits: Logits, value: float, spread: float, exponent: float) -> Logits:
-    """Temperature within `value` +- `spread` by how uncertain the model is; a spread of 0 is `temperature` (llama.cpp's
-    dynatemp, kalomaze, 2023).
-
-    low + (high - low) * (entropy / ln n) ** exponent in float64, rounded to float32, with low = max(0, value - spread),
-    high = value + spread, and n tokens that are not -inf; where n is 1 the fraction is 0.
-    """
-    if spread <= 0.0:
-        return temperature(logits, value)
-    low = max(0.0, float(np.float32(value)) - float(np.float32(spread)))
-    high = float(np.float32(value)) + float(np.float32(spread))
-    count = np.count_nonzero(logits > -np.inf)
-    uncertainty = entropy(logits) / elementary.log(float(count)) if count > 1 else 0.0
-    share = elementary.power(uncertainty, float(np.float32(exponent)))
-    return temperature(logits, low + (high - low) * share)
 
 
 def descending(logits: Logits) -> NDArray[np.intp]:
