@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import EngineError, InvalidRequestError
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.decoding.grammar import GrammarMatcher
 from pellucid.engine import grammar_masks
@@ -53,7 +55,7 @@ def test_each_row_gets_the_mask_of_its_own_sequence() -> None:
         *rows_of(one.sequences[0], "x"),
     ]
     masks.begin(rows)
-    results = masks.join()
+    results = dict(masks.join())
     assert sorted(results) == [3, 4, 5, 7, 8]
     assert [texts(results[row]) for row in (3, 4, 5, 7, 8)] == [{"x"}, {"1", "2"}, {""}, {"3"}, {"1", "2"}]
 
@@ -62,8 +64,8 @@ def test_a_step_without_grammars_starts_no_thread() -> None:
     masks = GrammarMasks()
     group_of(masks, choice=["x"])
     masks.begin(rows_of(make_group(PROMPT).sequences[0], ""))
-    assert masks.join() == {}
-    assert masks._threads is None
+    assert masks.join() == []
+    assert masks._workers is None
 
 
 def test_an_ended_request_is_forgotten() -> None:
@@ -87,17 +89,33 @@ def test_masks_are_worked_out_while_the_caller_does_something_else(monkeypatch: 
     group = group_of(masks, choice=["x"])
     masks.begin(rows_of(group.sequences[0], ""))
     caller_goes_on.set()  # never, if begin waited for the masks
-    assert texts(masks.join()[0]) == {"x"}
+    assert texts(dict(masks.join())[0]) == {"x"}
 
 
 def test_one_request_that_fails_does_not_take_others_with_it() -> None:
     masks = GrammarMasks()
     one, other = group_of(masks, choice=["x"]), group_of(masks, choice=["y"])
     masks.begin([*rows_of(one.sequences[0], "q", "q"), *rows_of(other.sequences[0], "")])
-    results = masks.join()
+    results = dict(masks.join())
     assert isinstance(results[0], InvalidRequestError)
     assert results[0] is results[1]
     assert texts(results[2]) == {"y"}
+
+
+def test_a_defect_is_told_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: GrammarMatcher, *args: Any) -> Any:
+        raise ZeroDivisionError
+
+    masks = GrammarMasks()
+    group = group_of(masks, choice=["x"])
+    with monkeypatch.context() as patch:
+        patch.setattr(GrammarMatcher, "masks", broken)
+        masks.begin(rows_of(group.sequences[0], ""))
+        result = dict(masks.join())[0]
+    assert isinstance(result, EngineError)
+    assert isinstance(result.__cause__, ZeroDivisionError)
+    masks.begin(rows_of(group.sequences[0], ""))
+    assert texts(dict(masks.join())[0]) == {"x"}
 
 
 def test_a_step_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +130,37 @@ def test_a_step_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = GrammarMasks()
     group = group_of(masks, choice=["x"])
     masks.begin(rows_of(group.sequences[0], ""))
-    result = masks.join()[0]
+    result = dict(masks.join())[0]
     released.set()
     assert isinstance(result, InvalidRequestError)
     assert "not known after 0.01 s" in result.message
+
+
+def test_what_nobody_waited_for_is_not_taken_for_the_next_step() -> None:
+    masks = GrammarMasks()
+    group = group_of(masks, choice=["xyz"])
+    for text, expected in (("", "x"), ("x", "y"), ("xy", "z")):
+        masks.begin(rows_of(group.sequences[0], ""))  # a step whose forward pass failed
+        masks.begin(rows_of(group.sequences[0], text))
+        assert texts(dict(masks.join())[0]) == {expected}
+
+
+def test_the_threads_end_with_the_engine() -> None:
+    masks = GrammarMasks()
+    group = group_of(masks, choice=["x"])
+    masks.begin(rows_of(group.sequences[0], ""))
+    masks.join()
+    assert masks._workers is not None
+    tasks = masks._workers._tasks
+    num_threads = masks._workers.num_threads
+    before = threading.active_count()
+    del masks
+    gc.collect()
+    deadline = monotonic() + 60
+    while threading.active_count() > before - num_threads and monotonic() < deadline:
+        sleep(0.01)
+    assert threading.active_count() <= before - num_threads
+    assert tasks.empty()
 
 
 def test_sequences_of_a_group_go_their_own_ways() -> None:
@@ -130,7 +175,7 @@ def test_sequences_of_a_group_go_their_own_ways() -> None:
         (("", "a"), ({"a", "b"}, {"x"})),
     ]:
         masks.begin([*rows_of(first, texts_so_far[0]), *rows_of(second, texts_so_far[1])])
-        results = masks.join()
+        results = dict(masks.join())
         assert (texts(results[0]), texts(results[1])) == expected
 
 
@@ -139,13 +184,13 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     group = group_of(masks, choice=["x"])
     rows = rows_of(group.sequences[0], "")
     masks.begin(rows)
-    expected = masks.join()
+    expected = dict(masks.join())
     child = os.fork()
     if child == 0:
         code = 1
         try:
             masks.begin(rows)
-            code = 0 if np.array_equal(masks.join()[0], expected[0]) else 2
+            code = 0 if np.array_equal(dict(masks.join())[0], expected[0]) else 2
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0

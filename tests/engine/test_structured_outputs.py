@@ -222,7 +222,7 @@ def test_plain_requests_cost_nothing_more(model: Path, monkeypatch: pytest.Monke
         plain.generate("x", SamplingParams(max_tokens=3))
         engine = plain._engine
         assert engine.grammars._threads is None
-        assert engine._constraints._grammars._threads is None
+        assert engine._constraints._grammars._workers is None
         assert not engine._constraints
 
 

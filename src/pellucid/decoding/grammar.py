@@ -72,9 +72,11 @@ class GrammarMatcher:
         self._all_allowed = np.full(-(-grammar.vocab_size // 32), 0xFFFFFFFF, np.uint32)
         if grammar.vocab_size % 32:
             self._all_allowed[-1] = (1 << grammar.vocab_size % 32) - 1
-        self._stops = np.zeros_like(self._all_allowed)
-        for token_id in stop_token_ids:
-            self._stops[token_id // 32] |= np.uint32(1 << token_id % 32)
+        self._stops: NDArray[np.uint32] | None = None
+        if not grammar.eos_token_ids.issuperset(stop_token_ids):
+            self._stops = np.zeros_like(self._all_allowed)
+            for token_id in stop_token_ids:
+                self._stops[token_id // 32] |= np.uint32(1 << token_id % 32)
 
     def masks(self, token_ids: ListLike[int], drafts: ListLike[int] = ()) -> NDArray[np.uint32]:
         """What may come after `token_ids`, the answer so far, and after each of the `drafts` that may follow it.
@@ -95,13 +97,15 @@ class GrammarMatcher:
                 return self._masks(token_ids, drafts)
 
     def _masks(self, token_ids: ListLike[int], drafts: ListLike[int]) -> NDArray[np.uint32]:
-        rows = np.tile(self._all_allowed, (1 + len(drafts), 1))
+        rows = np.empty((1 + len(drafts), len(self._all_allowed)), np.uint32)
+        if drafts or not token_ids or token_ids[-1] in self._ends:
+            rows[:] = self._all_allowed
         if token_ids and token_ids[-1] in self._ends:
             return rows
         self._move_to(token_ids)
         self._fill(rows[0])
         for row, draft in enumerate(drafts):
-            if draft in self._ends or not rows[row, draft // 32] >> np.uint32(draft % 32) & 1:
+            if draft in self._ends or not _allows(rows[row], draft):
                 break
             if not self._matcher.try_consume_tokens([draft]):
                 raise self._failed()
@@ -127,10 +131,10 @@ class GrammarMatcher:
             matched += new
 
     def _fill(self, row: NDArray[np.uint32]) -> None:
-        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(row.__array_interface__["data"][0], row.nbytes)
         if self._matcher.is_error():
             raise self._failed()
-        if row[self._eos // 32] >> np.uint32(self._eos % 32) & 1:
+        if self._stops is not None and _allows(row, self._eos):
             row |= self._stops
 
     def _failed(self, reason: str = "") -> InvalidRequestError:
@@ -138,6 +142,10 @@ class GrammarMatcher:
         if self._matcher.is_error() or not reason:
             reason = explained(self._matcher.get_error())
         return InvalidRequestError(f"structured_outputs: {place}, {reason}", param="structured_outputs")
+
+
+def _allows(mask: NDArray[np.uint32], token_id: int) -> bool:
+    return bool(int(mask[token_id // 32]) >> token_id % 32 & 1)
 
 
 def explained(error: str) -> str:

@@ -88,7 +88,7 @@ class ConstraintBook:
         fails are added to `failures`, with the reason."""
         rows, self._rows = self._rows, []
         masks, self._masks = self._masks, []
-        for row, result in self._grammars.join().items():
+        for row, result in self._grammars.join():
             if isinstance(result, PellucidError):
                 failures.setdefault(rows[row][0].group, result)
                 masks[row] = None

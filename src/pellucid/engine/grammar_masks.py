@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Sequence as ListLike
+from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import EngineError, InvalidRequestError, PellucidError
 from pellucid.core.processors import usable_processors
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.decoding.grammar import Grammar, GrammarMatcher
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-Result: TypeAlias = NDArray[np.uint32] | InvalidRequestError
+Result: TypeAlias = NDArray[np.uint32] | PellucidError
 
 MASK_SECONDS = 30.0
 """Longest that a step waits for its masks. llguidance's own limits end one in well under a second."""
@@ -43,9 +43,8 @@ class GrammarMasks:
 
     def __init__(self) -> None:
         self._grammars: dict[SequenceGroup, tuple[Grammar, dict[Sequence, GrammarMatcher]]] = {}
-        self._threads: ThreadPoolExecutor | None = None
-        self._process = 0
-        self._begun: list[tuple[list[_Job], Future[list[Result]]]] = []
+        self._workers: _Workers | None = None
+        self._begun: list[list[_Job]] = []
 
     def __bool__(self) -> bool:
         return bool(self._grammars)
@@ -66,33 +65,24 @@ class GrammarMasks:
                 The rows of one sequence stand together, each with one draft more.
         """
         jobs = self._jobs(rows)
+        self._begun = []
         if not jobs:
-            self._begun = []
             return
-        if self._threads is None or self._process != os.getpid():  # a forked child has none of its parent's threads
-            from concurrent.futures import ThreadPoolExecutor
+        if self._workers is None or self._workers.process != os.getpid():  # a forked child has no threads of its parent
+            self._workers = _Workers(usable_processors())
+        num_parts = min(len(jobs), self._workers.num_threads)
+        self._begun = [jobs[first::num_parts] for first in range(num_parts)]
+        self._workers.begin(self._begun)
 
-            self._threads = ThreadPoolExecutor(usable_processors(), "pellucid-masks")
-            self._process = os.getpid()
-        num_parts = min(len(jobs), usable_processors())
-        parts = [jobs[first::num_parts] for first in range(num_parts)]
-        self._begun = [(part, self._threads.submit(_work, part)) for part in parts]
-
-    def join(self) -> dict[int, Result]:
-        """The masks of the step that was begun, by row, uint32 [ceil(vocab_size / 32)]; or why there is none. Rows
-        without a grammar are left out."""
-        begun, self._begun = self._begun, []
-        deadline = monotonic() + MASK_SECONDS
-        results: dict[int, Result] = {}
-        for part, future in begun:
-            try:
-                of_part = future.result(max(0.0, deadline - monotonic()))
-            except TimeoutError:
-                of_part = [_too_slow() for _ in part]
-            for job, result in zip(part, of_part, strict=True):
-                for row in range(1 + len(job.drafts)):
-                    results[job.first_row + row] = result[row] if isinstance(result, np.ndarray) else result
-        return results
+    def join(self) -> list[tuple[int, Result]]:
+        """The masks of the step that was begun, each with its row, uint32 [ceil(vocab_size / 32)]; or why there is
+        none. Rows without a grammar are left out."""
+        parts, self._begun = self._begun, []
+        if not parts or self._workers is None:
+            return []
+        done = self._workers.join(len(parts))
+        late = [job for number, part in enumerate(parts) if number not in done for job in part]
+        return [pair for pairs in done.values() for pair in pairs] + _rows_of(late, [_too_slow()] * len(late))
 
     def _jobs(self, rows: ListLike[tuple[Sequence, ListLike[int]]]) -> list[_Job]:
         jobs: list[_Job] = []
@@ -113,14 +103,80 @@ class GrammarMasks:
         return jobs
 
 
-def _work(jobs: list[_Job]) -> list[Result]:
-    results: list[Result] = []
+class _Workers:
+    """Threads that work out masks: a ThreadPoolExecutor for one caller, whose handing over takes a tenth of the time.
+    They end when nobody holds it any more.
+
+    Attributes:
+        process: whose threads they are.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self.process = os.getpid()
+        self._step = 0
+        self._tasks: SimpleQueue[tuple[int, int, list[_Job]] | None] = SimpleQueue()
+        self._done: SimpleQueue[tuple[int, int, list[tuple[int, Result]]]] = SimpleQueue()
+        for number in range(num_threads):
+            name = f"pellucid-masks-{number}"
+            threading.Thread(target=_serve, args=(self._tasks, self._done), name=name, daemon=True).start()
+        weakref.finalize(self, _dismiss, self._tasks, num_threads)
+
+    def begin(self, parts: list[list[_Job]]) -> None:
+        """Give out the parts of a step."""
+        self._step += 1
+        for number, part in enumerate(parts):
+            self._tasks.put((self._step, number, part))
+
+    def join(self, count: int) -> dict[int, list[tuple[int, Result]]]:
+        """The results of the step that was begun, by the number of the part; without those not done in time."""
+        results: dict[int, list[tuple[int, Result]]] = {}
+        deadline = monotonic() + MASK_SECONDS
+        while len(results) < count:
+            try:
+                step, number, of_part = self._done.get(timeout=max(0.0, deadline - monotonic()))
+            except Empty:
+                break
+            if step == self._step:  # else nobody waited for it: that step failed, or took too long
+                results[number] = of_part
+        return results
+
+
+def _serve(
+    tasks: SimpleQueue[tuple[int, int, list[_Job]] | None], done: SimpleQueue[tuple[int, int, list[tuple[int, Result]]]]
+) -> None:
+    while (task := tasks.get()) is not None:
+        step, number, jobs = task
+        done.put((step, number, _rows_of(jobs, _work(jobs))))
+
+
+def _dismiss(tasks: SimpleQueue[tuple[int, int, list[_Job]] | None], num_threads: int) -> None:
+    for _ in range(num_threads):
+        tasks.put(None)
+
+
+def _work(jobs: list[_Job]) -> list[NDArray[np.uint32] | PellucidError]:
+    """For each, the masks of all its rows."""
+    results: list[NDArray[np.uint32] | PellucidError] = []
     for job in jobs:
         try:
             results.append(job.matcher.masks(job.token_ids, job.drafts))
-        except InvalidRequestError as error:
+        except PellucidError as refusal:
+            results.append(refusal)
+        except Exception as defect:  # which is no reason for the others to wait
+            error = EngineError(f"the masks of this request failed: {defect!r}")
+            error.__cause__ = defect
             results.append(error)
     return results
+
+
+def _rows_of(jobs: list[_Job], results: ListLike[NDArray[np.uint32] | PellucidError]) -> list[tuple[int, Result]]:
+    """The rows of the jobs one by one."""
+    return [
+        (job.first_row + row, result[row] if isinstance(result, np.ndarray) else result)
+        for job, result in zip(jobs, results, strict=True)
+        for row in range(1 + len(job.drafts))
+    ]
 
 
 def _too_slow() -> InvalidRequestError:
