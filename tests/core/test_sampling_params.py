@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,6 +178,17 @@ REFUSED: dict[str, tuple[list[Any], list[str]]] = {
 
 def test_every_field_has_its_row() -> None:
     assert set(REFUSED) == set(FIELDS)
+
+
+def test_every_field_is_documented() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    table = docs[docs.index("## SamplingParams") : docs.index("## RequestOutput")]
+    documented = {
+        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert documented == set(FIELDS)
+    described = re.findall(r"^        (\w+): ", SamplingParams.__doc__ or "", re.MULTILINE)
+    assert sorted(described) == sorted([*FIELDS, "InvalidRequestError"])
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -413,3 +413,26 @@ def test_public_names() -> None:
         assert getattr(pellucid, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         pellucid.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("use", ["generate", "stream", "logits", "close", "next", "stop"])
+def test_a_processor_cannot_use_the_llm_that_calls_it(llm: LLM, use: str) -> None:
+    stream = llm.stream("other", GREEDY)
+    next(stream)
+    uses: dict[str, Any] = {
+        "generate": lambda: llm.generate("x"),
+        "stream": lambda: llm.stream("x"),
+        "logits": lambda: llm.logits([1]),
+        "close": llm.close,
+        "next": lambda: list(stream),
+        "stop": stream.close,
+    }
+
+    def misuse(token_ids: list[int], logits: Any) -> Any:
+        uses[use]()
+        return logits
+
+    params = SamplingParams(max_tokens=3, logits_processors=[misuse])
+    with pytest.raises(InvalidRequestError, match=r"logits_processors\[0\].*within a step"):
+        llm.generate("hello", params)
+    assert "".join(token.text for token in stream) == llm.generate("other", GREEDY)[0].outputs[0].text[1:]

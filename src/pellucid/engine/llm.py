@@ -133,6 +133,7 @@ class LLM:
         self._dropped: deque[str] = deque()  # streams that nobody holds any more
         self._num_requests = 0
         self._closed = False
+        self._is_stepping = False
 
     @cached_property
     def _prefix_store(self) -> PrefixStore:
@@ -352,6 +353,7 @@ class LLM:
     def close(self) -> None:
         """Abort what runs and free weights, KV cache and threads. Further calls raise BackendError."""
         with self._lock:
+            self._require_no_step()
             if not self._closed:
                 self._closed = True
                 for request_id in list(self._inboxes):
@@ -397,8 +399,10 @@ class LLM:
 
         Raises:
             BackendError: the LLM is closed (unless `closing`).
+            InvalidRequestError: the caller runs within a step of it.
         """
         with self._lock, DeferInterrupt():
+            self._require_no_step()
             if self._closed and not closing:
                 raise BackendError("this LLM is closed")
             while self._dropped:
@@ -429,11 +433,21 @@ class LLM:
         return request_id
 
     def _step(self) -> None:
+        self._is_stepping = True
         try:
             output = self._engine.step()
         except Exception as defect:
             output = self._engine.reset(defect)
+        finally:
+            self._is_stepping = False
         self._deliver(output)
+
+    def _require_no_step(self) -> None:
+        if self._is_stepping:  # the lock is this thread's already
+            raise InvalidRequestError(
+                "a logits processor cannot use the LLM that is calling it: the LLM is within a step",
+                param="logits_processors",
+            )
 
     def _abort(self, request_id: str) -> None:
         output = self._engine.abort(request_id)
