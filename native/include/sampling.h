@@ -57,11 +57,16 @@ class Sampler {
     bool truncate(const SamplingRow& row);
     bool truncate_by_mirostat(const SamplingRow& row);
     bool mirostat_top_k(float mu);
-    // Leaves at least the survivors of the first transform before XTC that drops any; false where none does.
-    bool collect(const SamplingRow& row);
+    // Truncations, in their order; top-n-sigma and top-k count as one.
+    enum class Stage { kTopK, kTopP, kMinP, kTypicalP, kEpsilon, kEta, kNone };
+    // Does the first one before XTC that the row asks for, on the whole row. Returns which.
+    Stage truncate_row(const SamplingRow& row);
+    void keep_weights(double floor);
+    void collect(float offset, float factor, float threshold);
     void collect_top(int64_t k, float offset, float factor);
     void collect_heavy(double floor);
     void collect_nucleus(float top_p);
+    void collect_typical(float typical_p, double mean_gap);
     double guess_floor(double tail) const;
     double sigma_floor(float n);
 
@@ -84,6 +89,7 @@ class Sampler {
     std::unique_ptr<Candidates> candidates_;
     std::unique_ptr<Penalties> penalties_;
     std::unique_ptr<float[]> maxima_;
+    std::unique_ptr<float[]> large_maxima_;
     std::unique_ptr<float[]> scaled_maxima_;
     std::unique_ptr<float[]> exp_;
     std::unique_ptr<uint64_t[]> chunk_sums_;

@@ -46,9 +46,10 @@ struct SamplingKernels {
     // is NaN, what is NaN or +inf stays.
     float (*apply_mask)(float* x, int64_t n, const uint32_t* mask);
 
-    // Writes, by rising index, the index and scaled(x) of every x with scaled(x) >= threshold; returns how many.
-    int64_t (*collect)(const float* x, int64_t n, float offset, float factor, float threshold, int32_t* ids,
-                       float* values);
+    // Writes, by rising index, the index and scaled(x) of every x with scaled(x) >= threshold; returns how many. With
+    // `maxima`, those of row_max, it does not look at groups that hold none.
+    int64_t (*collect)(const float* x, int64_t n, const float* maxima, float offset, float factor, float threshold,
+                       int32_t* ids, float* values);
 
     // tails[j] = about the sum of the weights below thresholds[j], from a sample of them. Only ever a hint.
     void (*estimate_tails)(const float* weights, int64_t n, const float* thresholds, float* tails);

@@ -27,13 +27,14 @@ Candidates::Candidates(const SamplingKernels& kernels, RadixSelect& select, int6
       scratch_(new float[max_vocab_size + kCollectSlack]),
       chunk_sums_(new uint64_t[num_weight_chunks(max_vocab_size)]) {}
 
-void Candidates::collect(const float* x, int64_t n, float offset, float factor, float threshold) {
-    size_ = kernels_.collect(x, n, offset, factor, threshold, ids_.get(), values_.get());
+void Candidates::collect(const float* x, int64_t n, const float* maxima, float offset, float factor, float threshold) {
+    size_ = kernels_.collect(x, n, maxima, offset, factor, threshold, ids_.get(), values_.get());
 }
 
 void Candidates::collect_heavy(const float* x, int64_t n, float offset, float factor, const float* exps, uint64_t total,
                                double floor) {
-    const int64_t size = kernels_.collect(exps, n, 0.0f, 1.0f, static_cast<float>(floor), ids_.get(), scratch_.get());
+    const int64_t size =
+        kernels_.collect(exps, n, nullptr, 0.0f, 1.0f, static_cast<float>(floor), ids_.get(), scratch_.get());
     size_ = 0;
     for (int64_t i = 0; i < size; ++i) {
         const float value = (x[ids_[i]] - offset) * factor + 0.0f;
@@ -117,15 +118,13 @@ void Candidates::keep_top_p(float p) {
 }
 
 // Tokens are ranked by their distance rounded to float32, and those that tie with the last one kept by the distance.
-void Candidates::keep_typical(float p) {
-    const double mean = mean_gap();
-    const auto distance = [&](int64_t i) { return std::fabs(static_cast<double>(max_value_ - values_[i]) - mean); };
-    for (int64_t i = 0; i < size_; ++i) scratch_[i] = 0.0f - static_cast<float>(distance(i));
+void Candidates::keep_typical(float p, double mean_gap) {
+    for (int64_t i = 0; i < size_; ++i) scratch_[i] = 0.0f - static_cast<float>(distance(i, mean_gap));
     RadixSelect::Cut cut =
         select_.find(scratch_.get(), size_, share(p, total_), [&](int64_t i) { return weights_[i]; });
     std::vector<std::pair<double, int64_t>> ties;
     for (int64_t i = 0; i < size_; ++i) {
-        if (order_key(scratch_[i]) == cut.key && weights_[i] > 0) ties.emplace_back(distance(i), i);
+        if (order_key(scratch_[i]) == cut.key && weights_[i] > 0) ties.emplace_back(distance(i, mean_gap), i);
     }
     std::sort(ties.begin(), ties.end());
     for (const auto& [unused, i] : ties) {
@@ -134,6 +133,12 @@ void Candidates::keep_typical(float p) {
     }
     filter([&](int64_t i) { return order_key(scratch_[i]) >= cut.key && weights_[i] > 0; });
     weigh_again();
+}
+
+uint64_t Candidates::weight_within(double bound, double mean_gap) const {
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < size_; ++i) sum += distance(i, mean_gap) < bound ? weights_[i] : 0;
+    return sum;
 }
 
 bool Candidates::exclude_top_choices(float threshold) {

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 
+#include "elementary.h"
 #include "radix_select.h"
 #include "sampling_kernels.h"
 
@@ -20,6 +22,9 @@ inline uint64_t rounded(double x) {
     std::memcpy(&bits, &sum, sizeof bits);
     return bits - 0x4330000000000000u;
 }
+
+// -ln of the probability of the most probable token (decoding/distribution.py log_total).
+inline double log_total(uint64_t total) { return elementary::log(static_cast<double>(total) / kWeightOne); }
 
 class Candidates {
   public:
@@ -37,8 +42,9 @@ class Candidates {
     // What the weights are relative to.
     float max_value() const { return max_value_; }
 
-    // Starts anew with the values v = scaled(x) of a row that are >= threshold, without weights.
-    void collect(const float* x, int64_t n, float offset, float factor, float threshold);
+    // Starts anew with the values v = scaled(x) of a row that are >= threshold, without weights. `maxima` are the
+    // row's.
+    void collect(const float* x, int64_t n, const float* maxima, float offset, float factor, float threshold);
     // Starts anew with the tokens of a row whose weight is about `floor` or more, surely with those from 2 * floor on.
     // `exps` is what the kernel exp_weights made of the row, with `total` as their sum.
     void collect_heavy(const float* x, int64_t n, float offset, float factor, const float* exps, uint64_t total,
@@ -54,13 +60,18 @@ class Candidates {
     void keep_values(double floor);
     void keep_weights(double floor);
     void keep_top_p(float p);
-    void keep_typical(float p);
+    void keep_typical(float p, double mean_gap);
     bool exclude_top_choices(float threshold);  // whether it dropped any
 
     // The mean of max_value - value under the weights (distribution.py mean_gap).
     double mean_gap() const;
+    // The weight of those whose gap is less than `bound` from the mean.
+    uint64_t weight_within(double bound, double mean_gap) const;
 
   private:
+    double distance(int64_t i, double mean_gap) const {
+        return std::fabs(static_cast<double>(max_value_ - values_[i]) - mean_gap);
+    }
     template <typename Keep>
     void filter(Keep keep);
     void weigh_again();

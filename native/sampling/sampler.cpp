@@ -14,36 +14,10 @@ namespace pellucid {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kNumEstimated = 100;  // mirostat.py NUM_ESTIMATED
 
 uint64_t multiply_high(uint64_t a, uint64_t b) {
     __extension__ typedef unsigned __int128 Wide;
     return static_cast<uint64_t>(static_cast<Wide>(a) * b >> 64);
-}
-
-float inverse(float temperature) { return std::min(std::max(1.0f / temperature, FLT_MIN), FLT_MAX); }
-
-// The smallest float32 that is >= x.
-float rounded_up(double x) {
-    const auto nearest = static_cast<float>(std::max(x, -static_cast<double>(FLT_MAX)));
-    return static_cast<double>(nearest) >= x ? nearest : std::nextafter(nearest, kInfinity);
-}
-
-bool coin(const SamplingRow& row) {
-    if (row.xtc_probability <= 0.0f) return false;
-    const uint64_t bits = draw_bits(row.seed, row.sequence_index, row.position, kStreamXtc);
-    return static_cast<double>(bits >> 11) * 0x1p-53 < static_cast<double>(row.xtc_probability);
-}
-
-double log_total(uint64_t total) { return elementary::log(static_cast<double>(total) / kWeightOne); }
-
-double epsilon_floor(float epsilon, uint64_t total) {
-    return std::min(static_cast<double>(epsilon) * static_cast<double>(total), kWeightOne);
-}
-
-double eta_floor(float epsilon, uint64_t total, double mean_gap) {
-    const double by_entropy = std::sqrt(static_cast<double>(epsilon)) * elementary::exp(-mean_gap) * kWeightOne;
-    return std::min(std::min(static_cast<double>(epsilon) * static_cast<double>(total), by_entropy), kWeightOne);
 }
 
 }  // namespace
@@ -71,6 +45,7 @@ Sampler::Sampler(const SamplingKernels& kernels, int64_t max_vocab_size)
       candidates_(new Candidates(kernels, *select_, max_vocab_size)),
       penalties_(new Penalties(max_vocab_size)),
       maxima_(new float[num_maxima(max_vocab_size)]),
+      large_maxima_(new float[num_maxima(num_maxima(max_vocab_size))]),
       scaled_maxima_(new float[num_maxima(max_vocab_size)]),
       exp_(new float[max_vocab_size]),
       chunk_sums_(new uint64_t[num_weight_chunks(max_vocab_size)]) {}
@@ -86,8 +61,10 @@ RowStatus Sampler::sample(float* logits, int64_t vocab_size, const RowInput& inp
         if (!take(logits, vocab_size)) return RowStatus::kBadLogits;
         raw_max = static_cast<double>(max_);
         raw_log_total = log_total(exp_all());
-        collect_top(std::min<int64_t>(row.num_logprobs, vocab_size), 0.0f, 1.0f);
-        report_top(raw_max, raw_log_total, output);
+        if (row.num_logprobs > 0) {
+            collect_top(std::min<int64_t>(row.num_logprobs, vocab_size), 0.0f, 1.0f);
+            report_top(raw_max, raw_log_total, output);
+        }
     }
     const bool penalizes = Penalties::any(input);
     if (penalizes || input.mask != nullptr || !reports_raw) {
@@ -117,7 +94,7 @@ RowStatus Sampler::survivors(float* logits, int64_t vocab_size, const RowInput& 
     const RowStatus status = begin(logits, vocab_size, input);
     if (status != RowStatus::kOk) return status;
     if (!truncate(*input.row)) {
-        candidates_->collect(logits_, vocab_size_, max_, factor_, -FLT_MAX);
+        collect(max_, factor_, -FLT_MAX);
         candidates_->weigh();
     }
     kept = {{candidates_->ids(), candidates_->size()}, {candidates_->weights(), candidates_->size()}};
@@ -150,20 +127,6 @@ bool Sampler::take(const float* logits, int64_t vocab_size) {
     return max_ > -kInfinity;
 }
 
-float Sampler::temperature_factor(const SamplingRow& row) {
-    if (row.dynatemp_range <= 0.0f) return inverse(row.temperature);
-    const double middle = row.temperature, range = row.dynatemp_range;
-    const double low = std::max(0.0, middle - range), high = middle + range;
-    const int64_t count = kernels_.count_finite(logits_, vocab_size_);
-    double uncertainty = 0.0;
-    if (count > 1) {
-        const double entropy = log_total(exp_all()) + mean_gap();
-        uncertainty = entropy / elementary::log(static_cast<double>(count));
-    }
-    const double share = elementary::power(uncertainty, row.dynatemp_exponent);
-    return inverse(static_cast<float>(low + (high - low) * share));
-}
-
 void Sampler::scale(float factor) {
     has_exp_ = has_exp_ && factor == factor_;
     factor_ = factor;
@@ -181,151 +144,6 @@ double Sampler::mean_gap() {
     const uint64_t total = exp_all();
     const uint64_t sum = kernels_.gap_sum(logits_, vocab_size_, max_, factor_, exp_.get());
     return static_cast<double>(sum) / static_cast<double>(total);
-}
-
-// ---- truncation ----------------------------------------------------------------------------------------------------
-
-bool Sampler::truncate(const SamplingRow& row) {
-    scale(temperature_factor(row));
-    if (row.mirostat != 0) return truncate_by_mirostat(row);
-    const bool excludes_top_choices = coin(row);
-    Candidates& kept = *candidates_;
-    if (!collect(row)) {
-        if (!excludes_top_choices) return false;
-        collect_heavy(0.0);
-        return kept.exclude_top_choices(row.xtc_threshold);
-    }
-    if (row.top_p < 1.0f) kept.keep_top_p(row.top_p);
-    if (row.min_p > 0.0f) kept.keep_weights(static_cast<double>(row.min_p) * kWeightOne);
-    if (row.typical_p < 1.0f) kept.keep_typical(row.typical_p);
-    if (row.epsilon_cutoff > 0.0f) kept.keep_weights(epsilon_floor(row.epsilon_cutoff, kept.total()));
-    if (row.eta_cutoff > 0.0f) kept.keep_weights(eta_floor(row.eta_cutoff, kept.total(), kept.mean_gap()));
-    if (excludes_top_choices) kept.exclude_top_choices(row.xtc_threshold);
-    return true;
-}
-
-bool Sampler::collect(const SamplingRow& row) {
-    const bool has_top_k = row.top_k > 0 && row.top_k < vocab_size_;
-    if (has_top_k || row.top_n_sigma > 0.0f) {
-        const double floor = row.top_n_sigma > 0.0f ? sigma_floor(row.top_n_sigma) : -DBL_MAX;
-        if (has_top_k) {
-            collect_top(row.top_k, max_, factor_);
-        } else {
-            candidates_->collect(logits_, vocab_size_, max_, factor_, rounded_up(floor));
-        }
-        candidates_->weigh();
-        if (has_top_k && row.top_n_sigma > 0.0f) candidates_->keep_values(floor);
-    } else if (row.top_p < 1.0f) {
-        collect_nucleus(row.top_p);
-    } else if (row.min_p > 0.0f) {
-        collect_heavy(static_cast<double>(row.min_p) * kWeightOne);
-    } else if (row.typical_p >= 1.0f && row.epsilon_cutoff > 0.0f) {
-        collect_heavy(epsilon_floor(row.epsilon_cutoff, exp_all()));
-    } else if (row.typical_p < 1.0f || row.eta_cutoff > 0.0f) {
-        collect_heavy(0.0);
-    } else {
-        return false;
-    }
-    return true;
-}
-
-bool Sampler::truncate_by_mirostat(const SamplingRow& row) {
-    if (row.mirostat == 1) return mirostat_top_k(row.mirostat_mu);
-    const double floor =
-        static_cast<double>(exp_all()) * elementary::exp(-static_cast<double>(row.mirostat_mu) * elementary::kLn2);
-    if (floor <= 0.0) return false;
-    collect_heavy(std::min(floor, kWeightOne));
-    candidates_->keep_weights(std::min(floor, kWeightOne));
-    return true;
-}
-
-// decoding/mirostat.py mirostat_v1.
-bool Sampler::mirostat_top_k(float mu) {
-    collect_top(std::min(kNumEstimated, vocab_size_), max_, factor_);
-    candidates_->weigh();
-    const int64_t size = candidates_->size();
-    std::vector<float> top(candidates_->values(), candidates_->values() + size);
-    std::sort(top.begin(), top.end(), [](float a, float b) { return a > b; });
-    const auto weighted =
-        static_cast<size_t>(size - std::count(candidates_->weights(), candidates_->weights() + size, uint64_t{0}));
-    double sum_tb = 0.0, sum_tt = 0.0;
-    for (size_t i = 1; i < weighted; ++i) {
-        const double t = elementary::log(static_cast<double>(i + 1) / static_cast<double>(i));
-        sum_tb += t * (static_cast<double>(top[i - 1]) - static_cast<double>(top[i]));
-        sum_tt += t * t;
-    }
-    if (sum_tb == 0.0) return false;
-    const double s = sum_tb / sum_tt, a = s - 1.0;
-    const double log_size = elementary::log(static_cast<double>(vocab_size_));
-    const double denominator = 1.0 - elementary::exp(-a * log_size);
-    const double fraction = denominator != 0.0 ? a / denominator : 1.0 / log_size;
-    const double k = elementary::exp((elementary::log(fraction) + static_cast<double>(mu) * elementary::kLn2) / s);
-    if (k >= static_cast<double>(vocab_size_)) return false;
-    collect_top(std::max<int64_t>(1, static_cast<int64_t>(k)), max_, factor_);
-    candidates_->weigh();
-    return true;
-}
-
-// Leaves the k highest of (logits - offset) * factor + 0 as the candidates, without weights.
-void Sampler::collect_top(int64_t k, float offset, float factor) {
-    // The k-th largest of the maxima of disjoint parts has at least k logits at or above it.
-    float threshold = -kInfinity;
-    const int64_t parts = num_maxima(vocab_size_);
-    if (k == 0) {
-        threshold = kInfinity;
-    } else if (k <= parts) {
-        for (int64_t i = 0; i < parts; ++i) scaled_maxima_[i] = (maxima_[i] - offset) * factor + 0.0f;
-        threshold = select_->kth_largest(scaled_maxima_.get(), parts, k);
-    }
-    candidates_->collect(logits_, vocab_size_, offset, factor, threshold);
-    candidates_->keep_top_k(k);
-}
-
-// Leaves the tokens of at least that weight as the candidates, and perhaps lighter ones, none of weight 0.
-void Sampler::collect_heavy(double floor) {
-    const uint64_t total = exp_all();  // before exp_ is read
-    // Half of the floor leaves room for rounding.
-    candidates_->collect_heavy(logits_, vocab_size_, max_, factor_, exp_.get(), total, std::max(floor * 0.5, 0.5));
-}
-
-// Candidates that hold every survivor of top-p. exp is monotonic, so that the tokens above a weight are the first ones
-// by falling logit; they are enough once they weigh as much as top-p asks for.
-void Sampler::collect_nucleus(float top_p) {
-    const uint64_t total = exp_all();
-    const auto target = static_cast<uint64_t>(std::ceil(static_cast<double>(top_p) * static_cast<double>(total)));
-    // The last token that top-p keeps and those after it weigh more than total - target together, so that it weighs
-    // more than their mean over the vocabulary.
-    const auto tail = static_cast<double>(total - target);
-    const double safe_floor = tail / static_cast<double>(vocab_size_);
-    const double floor = guess_floor(tail);
-    if (floor > safe_floor) {
-        collect_heavy(floor);
-        uint64_t collected = 0;
-        for (int64_t i = 0; i < candidates_->size(); ++i) collected += candidates_->weights()[i];
-        if (collected >= target) return;
-    }
-    collect_heavy(safe_floor);
-}
-
-// A weight such that the tokens below half of it probably weigh less than `tail` together; 0 where there is none to be
-// had.
-double Sampler::guess_floor(double tail) const {
-    constexpr double kMargin = 1.2;
-    float thresholds[kNumTails], tails[kNumTails];
-    for (int j = 0; j < kNumTails; ++j) thresholds[j] = std::ldexp(1.0f, kWeightBits - 4 - 2 * j);
-    kernels_.estimate_tails(exp_.get(), vocab_size_, thresholds, tails);
-    for (int j = 0; j < kNumTails; ++j) {
-        if (static_cast<double>(tails[j]) * kMargin < tail) return 2.0 * static_cast<double>(thresholds[j]);
-    }
-    return 0.0;
-}
-
-double Sampler::sigma_floor(float n) {
-    double sum, sum_of_squares;
-    const auto count = static_cast<double>(kernels_.spread(logits_, vocab_size_, max_, factor_, &sum, &sum_of_squares));
-    const double mean = sum / count;
-    const double variance = sum_of_squares / count - mean * mean;
-    return 0.0 - static_cast<double>(n) * std::sqrt(std::max(variance, 0.0));
 }
 
 // ---- the choice, and what is reported of it ------------------------------------------------------------------------
@@ -373,24 +191,27 @@ float Sampler::next_mu(bool truncated, int32_t token, const SamplingRow& row) {
 }
 
 void Sampler::report_processed(bool truncated, const SamplingRow& row, RowOutput& output) {
-    float value, max = 0.0f;
+    const float offset = row.temperature == 0.0f ? 0.0f : max_;  // greedy leaves the row as it is
+    float value, max;
     uint64_t total;
     if (truncated) {
         value = candidates_->values()[candidates_->index_of(output.token)];
         max = candidates_->max_value();
         total = candidates_->total();
-        candidates_->keep_top_k(std::min<int64_t>(row.num_logprobs, candidates_->size()));
     } else {
-        // Greedy leaves the row as it is.
-        const float offset = row.temperature == 0.0f ? 0.0f : max_;
         value = (logits_[output.token] - offset) * factor_ + 0.0f;
         max = max_ - offset;
         total = exp_all();
-        collect_top(std::min<int64_t>(row.num_logprobs, vocab_size_), offset, factor_);
-        candidates_->drop_impossible();
     }
     const double log_of_total = log_total(total);
     output.logprob = static_cast<float>(static_cast<double>(value) - static_cast<double>(max) - log_of_total);
+    if (row.num_logprobs == 0) return;
+    if (truncated) {
+        candidates_->keep_top_k(std::min<int64_t>(row.num_logprobs, candidates_->size()));
+    } else {
+        collect_top(std::min<int64_t>(row.num_logprobs, vocab_size_), offset, factor_);
+        candidates_->drop_impossible();
+    }
     report_top(static_cast<double>(max), log_of_total, output);
 }
 

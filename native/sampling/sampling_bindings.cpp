@@ -217,6 +217,80 @@ nb::object survivors(const LogitsArray& logits, const RowBytes& rows, const nb::
                           to_numpy(std::vector<uint64_t>(kept.weights.begin(), kept.weights.end()), kept.weights.size));
 }
 
+// The portable kernels, which count the numbers that they are given to read.
+struct Work {
+    int64_t row_max, exp_weights, gap_sum, spread, count_finite, apply_mask, collect, collect_by_maxima, estimate_tails;
+};
+Work work;
+
+const SamplingKernels kCountingKernels = {
+    .name = "counting",
+    .row_max =
+        [](const float* x, int64_t n, float* maxima) {
+            work.row_max += n;
+            return kSamplingKernelsPortable.row_max(x, n, maxima);
+        },
+    .exp_weights =
+        [](const float* x, int64_t n, float offset, float factor, float* weights, uint64_t* chunk_sums) {
+            work.exp_weights += n;
+            return kSamplingKernelsPortable.exp_weights(x, n, offset, factor, weights, chunk_sums);
+        },
+    .gap_sum =
+        [](const float* x, int64_t n, float offset, float factor, const float* weights) {
+            work.gap_sum += n;
+            return kSamplingKernelsPortable.gap_sum(x, n, offset, factor, weights);
+        },
+    .spread =
+        [](const float* x, int64_t n, float offset, float factor, double* sum, double* sum_of_squares) {
+            work.spread += n;
+            return kSamplingKernelsPortable.spread(x, n, offset, factor, sum, sum_of_squares);
+        },
+    .count_finite =
+        [](const float* x, int64_t n) {
+            work.count_finite += n;
+            return kSamplingKernelsPortable.count_finite(x, n);
+        },
+    .apply_mask =
+        [](float* x, int64_t n, const uint32_t* mask) {
+            work.apply_mask += n;
+            return kSamplingKernelsPortable.apply_mask(x, n, mask);
+        },
+    .collect =
+        [](const float* x, int64_t n, const float* maxima, float offset, float factor, float threshold, int32_t* ids,
+           float* values) {
+            (maxima == nullptr ? work.collect : work.collect_by_maxima) += n;
+            return kSamplingKernelsPortable.collect(x, n, maxima, offset, factor, threshold, ids, values);
+        },
+    .estimate_tails =
+        [](const float* weights, int64_t n, const float* thresholds, float* tails) {
+            work.estimate_tails += n;
+            kSamplingKernelsPortable.estimate_tails(weights, n, thresholds, tails);
+        },
+};
+
+nb::dict kernel_work(const LogitsArray& logits, const RowBytes& rows, const nb::object& tokens) {
+    work = {};
+    ThreadPool pool(1);
+    BatchSampler sampler(kCountingKernels, pool);
+    sample_batch(sampler, logits, rows, {tokens, nb::none(), nb::none(), nb::none()});
+    nb::dict counts;
+    const std::pair<const char*, int64_t> all[] = {
+        {"row_max", work.row_max},
+        {"exp_weights", work.exp_weights},
+        {"gap_sum", work.gap_sum},
+        {"spread", work.spread},
+        {"count_finite", work.count_finite},
+        {"apply_mask", work.apply_mask},
+        {"collect", work.collect},
+        {"collect_by_maxima", work.collect_by_maxima},
+        {"estimate_tails", work.estimate_tails},
+    };
+    for (const auto& [name, count] : all) {
+        if (count > 0) counts[name] = count;
+    }
+    return counts;
+}
+
 }  // namespace
 
 void bind_sampling(nb::module_& module) {
@@ -233,6 +307,9 @@ void bind_sampling(nb::module_& module) {
                nb::arg("isa") = nb::none(),
                "The distribution that one row, [1, vocab_size], is drawn from: tokens by rising id and their integer\n"
                "weights, int32 and uint64 [n]. None where the masks leave nothing. Temperature is above 0.");
+    module.def("sampling_work", &kernel_work, nb::arg("logits").noconvert(), nb::arg("rows"),
+               nb::arg("tokens") = nb::none(),
+               "Samples and tells how many numbers each kernel was given, by its name; for tests of what rows cost.");
 }
 
 }  // namespace pellucid

@@ -319,21 +319,28 @@ static float apply_mask(float* x, int64_t n, const uint32_t* mask) {
     return mask_bits(all_valid) == 0xffff ? reduce_max(largest) : __builtin_nanf("");
 }
 
-static int64_t collect(const float* x, int64_t n, float offset, float factor, float threshold, int32_t* ids,
-                       float* values) {
+static int64_t collect(const float* x, int64_t n, const float* maxima, float offset, float factor, float threshold,
+                       int32_t* ids, float* values) {
     const F32x16 offsets = broadcast(offset), factors = broadcast(factor), thresholds = broadcast(threshold);
     int64_t count = 0;
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-        const F32x16 v = scale_shifted(load(x + i), offsets, factors);
-        const Mask16 mask = less_equal(thresholds, v);
-        if (mask_bits(mask) != 0) count += compress(mask, static_cast<int32_t>(i), v, ids + count, values + count);
-    }
-    if (i < n) {
-        const int left = static_cast<int>(n - i);
-        const F32x16 v = scale_shifted(load_partial(x + i, left), offsets, factors);
-        const Mask16 mask = mask_and(first_lanes(left), less_equal(thresholds, v));
-        count += compress(mask, static_cast<int32_t>(i), v, ids + count, values + count);
+    for (int64_t begin = 0; begin < n; begin += kMaximaGroup) {
+        if (maxima != nullptr) {
+            const F32x16 largest = scale_shifted(load(maxima + begin / kMaximaGroup * kLanes), offsets, factors);
+            if (mask_bits(less_equal(thresholds, largest)) == 0) continue;
+        }
+        const int64_t end = begin + kMaximaGroup < n ? begin + kMaximaGroup : n;
+        int64_t i = begin;
+        for (; i + kLanes <= end; i += kLanes) {
+            const F32x16 v = scale_shifted(load(x + i), offsets, factors);
+            const Mask16 mask = less_equal(thresholds, v);
+            if (mask_bits(mask) != 0) count += compress(mask, static_cast<int32_t>(i), v, ids + count, values + count);
+        }
+        if (i < end) {
+            const int left = static_cast<int>(end - i);
+            const F32x16 v = scale_shifted(load_partial(x + i, left), offsets, factors);
+            const Mask16 mask = mask_and(first_lanes(left), less_equal(thresholds, v));
+            count += compress(mask, static_cast<int32_t>(i), v, ids + count, values + count);
+        }
     }
     return count;
 }

@@ -284,6 +284,30 @@ def test_raw_logprobs_are_of_the_logits_as_they_came() -> None:
     assert out.logprobs[0] == sampler.log_probabilities(logits[0], np.array([9]))[0]
 
 
+@pytest.mark.parametrize("vocab_size", [49_152, 262_144])
+def test_what_a_row_reads_of_the_vocabulary(vocab_size: int) -> None:
+    """Costs as counts, which a busy machine does not change: how many numbers go through each kernel."""
+    generator = np.random.default_rng(4)
+    logits = generator.normal(0, 3, (1, vocab_size)).astype(np.float32)
+    logits[0, generator.integers(0, vocab_size, 50)] += 15  # as a language model's
+
+    def work(**columns: Any) -> dict[str, int]:
+        batch = replace(make_batch(1, num_prompt_tokens=900, **columns), tokens=[np.arange(1000, dtype=np.int32)])
+        counts: dict[str, int] = native.sampling_work(logits.copy(), batch.rows.view(np.uint8), batch.tokens)
+        return counts
+
+    once, parts = vocab_size, vocab_size // 16
+    penalties = {"repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.1}
+    assert work(temperature=0) == work(temperature=0, **penalties) == {"row_max": once}
+    assert work() == {"row_max": once, "exp_weights": once}
+    common = work(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, **penalties)
+    assert common == {"row_max": once + parts, "collect_by_maxima": once, "exp_weights": 40}
+    assert work(top_p=0.9) == {"row_max": once, "exp_weights": once, "estimate_tails": once, "collect": once}
+    assert work(min_p=0.05) == {"row_max": once, "exp_weights": once, "collect": once}
+    assert work(typical_p=0.9) == work(top_p=0.9) | {"gap_sum": once}
+    assert work(temperature=0, num_logprobs=0) == {"row_max": once, "exp_weights": once}
+
+
 def break_ties(monkeypatch: pytest.MonkeyPatch) -> None:
     last_first = lambda logits: np.argsort(logits, kind="stable")[::-1]  # noqa: E731
     monkeypatch.setattr(distribution, "descending", last_first)

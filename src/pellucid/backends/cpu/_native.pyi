@@ -92,3 +92,6 @@ def survivors(
     dry_breakers: list[NDArray[np.int32] | None] | None = None,
     isa: str | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint64]]: ...
+def sampling_work(
+    logits: NDArray[np.float32], rows: NDArray[np.uint8], tokens: list[NDArray[np.int32] | None] | None = None
+) -> dict[str, int]: ...
