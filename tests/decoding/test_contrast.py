@@ -9,6 +9,7 @@ import pytest
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.decoding.contrast import dola, guide, log_softmax, premature_layers
+from pellucid.engine.constraints import token_mask
 from tests.support.mutants import mutant
 
 
@@ -74,6 +75,20 @@ def test_the_most_probable_token_is_never_masked() -> None:
     mature, premature = rows(2, scale=60.0)
     found, _ = dola(mature, premature[None])
     assert np.flatnonzero(np.isfinite(found)).tolist() == [mature.argmax()]
+
+
+def test_tokens_that_may_not_come_next_make_no_other_implausible() -> None:
+    mature, premature = rows(2, scale=3.0)
+    plain, _ = dola(mature, premature[None])
+    kept = np.flatnonzero(np.isfinite(plain))
+    for ruled_out in (kept[:1], kept, np.argsort(mature)[5:]):
+        left = np.setdiff1d(np.arange(300), ruled_out)
+        found, _ = dola(mature, premature[None], token_mask(left, 300))
+        expected = left[mature[left] >= mature[left].max() + math.log(0.1)]
+        assert np.setdiff1d(np.flatnonzero(np.isfinite(found)), ruled_out).tolist() == expected.tolist()
+        assert np.array_equal(found[kept], plain[kept])
+    found, _ = dola(mature, premature[None], token_mask([], 300))
+    assert np.isfinite(found).all()  # nothing may come next, which others refuse
 
 
 def test_a_layer_like_the_last_is_not_chosen() -> None:

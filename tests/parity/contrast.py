@@ -41,6 +41,7 @@ class Case:
         return tokens[: self.num_prompt_tokens]
 
 
+_PENALIZED: dict[str, Any] = {"repetition_penalty": 1.3, "banned_token_ids": list(range(0, 96, 3))}
 CASES = {
     "llama-dola-low": Case("llama", {"dola_layers": "low"}),
     "llama-dola-high": Case("llama", {"dola_layers": "high"}),
@@ -54,6 +55,9 @@ CASES = {
     "llama-contrastive-tied": Case("llama-tied", {"penalty_alpha": 0.3, "top_k": 6}, num_prompt_tokens=1),
     "gemma3-contrastive": Case("gemma3", {"penalty_alpha": 0.6, "top_k": 5}, num_prompt_tokens=60),
     "gemma3-contrastive-untied": Case("gemma3-untied", {"penalty_alpha": 0.9, "top_k": 3}, num_prompt_tokens=90),
+    "llama-dola-penalized": Case("llama", {"dola_layers": "high", "repetition_penalty": 1.2}),
+    "llama-guidance-penalized": Case("llama", {"guidance_scale": 1.5, **_PENALIZED}),
+    "llama-contrastive-penalized": Case("llama-tied", {"penalty_alpha": 0.6, "top_k": 4, **_PENALIZED}),
     "smollm2-dola": Case("smollm2-135m-instruct", {"dola_layers": "low"}, max_tokens=12),
     "smollm2-guidance": Case(
         "smollm2-135m-instruct",
@@ -107,6 +111,16 @@ def _run(model: transformers.PreTrainedModel, tokens: list[list[int]]) -> tuple[
     return output.logits[:, -1], output.hidden_states
 
 
+def _processed(scores: torch.Tensor, tokens: list[int], params: dict[str, Any]) -> torch.Tensor:
+    """`scores` after penalties and masks."""
+    seen, penalty = sorted(set(tokens)), params.get("repetition_penalty", 1.0)
+    processed = scores.clone()
+    processed[seen] = scores[seen].where(scores[seen] > 0, scores[seen] * penalty)
+    processed[seen] = processed[seen].where(scores[seen] <= 0, scores[seen] / penalty)
+    processed[params.get("banned_token_ids", [])] = -1e9
+    return processed
+
+
 def _best(scores: torch.Tensor) -> int:
     first, second = scores.topk(2).values.tolist()
     assert first - second >= MARGIN, f"{first} and {second} are too close"
@@ -132,7 +146,7 @@ def _dola(model: transformers.PreTrainedModel, prompt: list[int], tokens: list[i
     contrasted = mature - premature[divergences.index(ranked[-1])]
     ratios = (mature - mature.max()).exp()
     assert (ratios - 0.1).abs().min() >= 1e-5, "a token is at the edge"
-    return _best(contrasted.masked_fill(ratios < 0.1, -1e9))
+    return _best(_processed(contrasted.masked_fill(ratios < 0.1, -1e9), prompt + tokens, params))
 
 
 def _guided(model: transformers.PreTrainedModel, prompt: list[int], tokens: list[int], params: dict[str, Any]) -> int:
@@ -141,7 +155,8 @@ def _guided(model: transformers.PreTrainedModel, prompt: list[int], tokens: list
     (conditional,), _ = _run(model, [prompt + tokens])
     (unconditional,), _ = _run(model, [params.get("negative_prompt", prompt[-1:]) + tokens])
     away_from = log_softmax(unconditional, -1)
-    return _best(away_from + params["guidance_scale"] * (log_softmax(conditional, -1) - away_from))
+    guided = away_from + params["guidance_scale"] * (log_softmax(conditional, -1) - away_from)
+    return _best(_processed(guided, prompt + tokens, params))
 
 
 def _contrastive(
@@ -151,6 +166,7 @@ def _contrastive(
 
     alpha, top_k = params["penalty_alpha"], params["top_k"]
     (logits,), hidden = _run(model, [prompt + tokens])
+    logits = _processed(logits, prompt + tokens, params)
     highest, candidates = logits.topk(top_k + 1)
     assert highest[-2] - highest[-1] >= MARGIN, "the last candidate is no clear choice"
     probabilities = logits.softmax(-1)[candidates]

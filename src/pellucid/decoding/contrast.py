@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.decoding.distribution import Logits
+from pellucid.decoding.token_mask import TokenMask, apply_mask
 
 RELATIVE_TOP = 0.1
 """DoLa considers tokens at least so many times as probable as the most probable one."""
@@ -74,10 +75,10 @@ def premature_layers(dola_layers: Literal["low", "high"] | Iterable[int], num_la
     return chosen
 
 
-def dola(mature: Logits, premature: Logits) -> tuple[Logits, int]:
+def dola(mature: Logits, premature: Logits, mask: TokenMask | None = None) -> tuple[Logits, int]:
     """Decoding by contrasting layers (Chuang et al., 2023, arXiv:2309.03883): log-probabilities of the last layer minus
     those of the premature layer whose distribution diverges most from it; -inf for tokens less than RELATIVE_TOP times
-    as probable as the most probable one.
+    as probable as the most probable one that may come next.
 
     The divergence is what the authors' code and transformers compute, the mean of KL(m || p) and KL(m || q) for the
     mean m of the two distributions.
@@ -86,6 +87,8 @@ def dola(mature: Logits, premature: Logits) -> tuple[Logits, int]:
         mature: float32 [vocab_size], the model's logits.
         premature: float32 [num_layers, vocab_size], the head's logits of the hidden states of earlier layers, which did
             not go through the final norm.
+        mask: which tokens may come next; None for all. The others have no say in which are probable enough, so that one
+            is whatever the mask, if it allows any.
 
     Returns:
         float32 [vocab_size], and which row of `premature` was chosen: the first of equals.
@@ -94,7 +97,8 @@ def dola(mature: Logits, premature: Logits) -> tuple[Logits, int]:
     earlier = [_distribution(row) for row in premature]
     chosen = int(np.argmax([_divergence(last, other) for other in earlier])) if len(earlier) > 1 else 0
     log_mature, log_premature = last[0], earlier[chosen][0]
-    plausible = log_mature >= log_mature.max() + math.log(RELATIVE_TOP)
+    allowed = log_mature if mask is None else log_mature[apply_mask(mature, mask) > -np.inf]
+    plausible = log_mature >= allowed.max(initial=-np.inf) + math.log(RELATIVE_TOP)
     return np.where(plausible, log_mature - log_premature, -np.inf).astype(np.float32), chosen
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from pellucid.core.capture import SequenceCapture, StepCapture
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.decoding.contrast import dola, premature_layers
+from pellucid.decoding.token_mask import TokenMask
 
 MAX_PROJECTED = 64
 """Hidden states whose logits are held at a time, or those of one row where they are more."""
@@ -28,7 +29,7 @@ class LayerContrast:
         self._backend = backend
         self._points: dict[SequenceGroup, NDArray[np.int32]] = {}
         self._wanted: dict[int, SequenceCapture] = {}
-        self._first_rows: list[int] = []
+        self._first_rows: list[tuple[int, Sequence]] = []
         self._siblings: list[tuple[int, int]] = []
 
     def __bool__(self) -> bool:
@@ -60,23 +61,26 @@ class LayerContrast:
             if points is not None:
                 token = int(batch.logits_rows[row])
                 if token in self._wanted:  # siblings yet to fork have a row each
-                    self._siblings.append((row, self._first_rows[-1]))
+                    self._siblings.append((row, self._first_rows[-1][0]))
                 else:
                     self._wanted[token] = self._wish(batch, token, points)
-                    self._first_rows.append(row)
+                    self._first_rows.append((row, sequence))
         if not self._wanted:
             return batch
         others, seconds = ((), None) if batch.capture is None else (batch.capture.sequences, batch.capture.seconds)
         return replace(batch, capture=StepCapture((*others, *self._wanted.values()), seconds))
 
-    def apply(self, logits: NDArray[np.float32]) -> None:
+    def apply(self, logits: NDArray[np.float32], masks: Mapping[Sequence, TokenMask | None]) -> None:
         """Replace the rows of `logits`, float32 [num_logits, vocab_size], after the forward of the batch `attach` gave.
+
+        Args:
+            masks: the tokens that may come next of sequences for which not all may.
 
         Raises:
             BackendError: the head's logits of a hidden state are not finite.
         """
-        for row, premature in zip(self._first_rows, self._projected(), strict=True):
-            logits[row] = dola(logits[row], premature)[0]
+        for (row, sequence), premature in zip(self._first_rows, self._projected(), strict=True):
+            logits[row] = dola(logits[row], premature, masks.get(sequence))[0]
         for row, first in self._siblings:
             logits[row] = logits[first]
 

@@ -113,15 +113,18 @@ class ModelRunner:
         built = clock()
         times.build += built - start
         logits = self._backend.forward(batch).logits
+        result = StepResult()
+        masks = self._constraints.join(result.failures) if self._constraints else []
         if self._layer_contrast:
-            self._layer_contrast.apply(logits)
+            self._layer_contrast.apply(logits, dict(zip(chosen, masks, strict=False)))
         choices = logits[: len(samples)]
         if self._guidance:
             choices = self._guidance.apply(choices)
         computed = clock()
         times.forward += computed - built
-        result = StepResult()
         if sampling is not None:
+            if any(mask is not None for mask in masks):
+                sampling = replace(sampling, masks=masks)
             if with_odds and plan.drafted:
                 result.odds = DraftOdds(chosen, draft_offsets)
             result.sampled = self._sample(choices, chosen, draft_offsets, sampling, result)
@@ -149,10 +152,6 @@ class ModelRunner:
         sampling: SamplingBatch,
         result: StepResult,
     ) -> SampledTokens:
-        if self._constraints:
-            masks = self._constraints.join(result.failures)
-            if any(mask is not None for mask in masks):
-                sampling = replace(sampling, masks=masks)
         if self._processors:
             sampled = self._sample_processed(logits, _rows(samples, draft_offsets), sampling, result)
         else:

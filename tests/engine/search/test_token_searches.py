@@ -4,7 +4,9 @@ may come with."""
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pellucid.core.capture import CaptureParams
 from pellucid.core.config import BackendConfig
 from pellucid.core.errors import CapacityError, ContextLengthError, EngineError, InvalidRequestError, QueueFullError
 from pellucid.core.sampling_params import SamplingParams
+from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.engine.search.book import SearchBook
 from pellucid.engine.search.hidden_states import HiddenStates
 from pellucid.weights.loader import open_model
@@ -31,6 +34,7 @@ from tests.support.fake_tokenizer import ALPHABET, FakeTokenizer
 from tests.support.mutants import mutant
 from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
 from tests.support.tiny_models import write_tiny_model
+from tests.support.tokenizers import byte_level_metadata
 
 MAX_MODEL_LEN = 320
 PROMPT = np.random.default_rng(1).integers(1, VOCAB_SIZE, 70).tolist()
@@ -293,6 +297,57 @@ def test_metrics_count_what_the_answer_took(params: SamplingParams) -> None:
     assert [len(times) for times in metrics.token_times] == [9]
     assert metrics.ttft is not None
     assert engine.metrics().counters.output_tokens == 9
+
+
+def test_logprobs_are_those_of_the_candidates() -> None:
+    engine = make_engine()
+    plain = answered(engine, "plain", SamplingParams(max_tokens=1, temperature=0, logprobs=4))
+    params = replace(CONTRASTIVE, logprobs=4, logprobs_mode="processed")
+    searched = answered(engine, "searched", params)
+    for entry, token_id in zip(searched.logprobs, searched.token_ids, strict=True):
+        first = next(iter(entry))
+        assert first == token_id
+        assert entry[first].rank in (1, 2, 3, 4)
+    assert sorted(searched.logprobs[0]) == sorted(plain.logprobs[0])
+    assert all(searched.logprobs[0][token_id] == plain.logprobs[0][token_id] for token_id in plain.logprobs[0])
+
+
+def test_candidates_are_taken_from_what_penalties_and_masks_leave() -> None:
+    engine = make_engine()
+    plain = answered(engine, "plain", CONTRASTIVE)
+    banned = replace(CONTRASTIVE, banned_token_ids=plain.token_ids, min_tokens=9, ignore_eos=False)
+    assert not set(answered(engine, "banned", banned).token_ids) & set(plain.token_ids)
+    allowed = replace(CONTRASTIVE, allowed_token_ids=[4, 9], logprobs=2, logprobs_mode="processed")
+    found = answered(engine, "allowed", allowed)
+    assert set(found.token_ids) <= {4, 9}
+    for entry in found.logprobs:
+        assert sum(math.exp(logprob.logprob) for logprob in entry.values()) == pytest.approx(1)
+    assert set(answered(engine, "biased", replace(CONTRASTIVE, logit_bias={5: 100})).token_ids) == {5}
+    forced = replace(
+        CONTRASTIVE, logits_processors=[lambda token_ids, logits: np.where(np.arange(61) == 8, logits, -np.inf)]
+    )
+    assert answered(engine, "forced", forced).token_ids == [8] * 9
+    assert answered(engine, "penalized", replace(CONTRASTIVE, repetition_penalty=9.0)).token_ids != plain.token_ids
+
+
+@pytest.mark.filterwarnings("ignore:the native core is not installed")
+def test_answers_follow_a_grammar(tmp_path: Path) -> None:
+    """Alone and batched with each other, whose grammars are at other places."""
+    metadata = byte_level_metadata()
+    size = len(metadata["tokenizer.ggml.tokens"])
+    model = write_tiny_model(tmp_path / "tiny.gguf", vocab_size=size, extra_metadata=metadata)
+    pattern = "(ab|cd){1,9}[x-z]{3}!"
+    params = [
+        replace(params, max_tokens=60, ignore_eos=False, structured_outputs=StructuredOutputsParams(regex=pattern))
+        for params in (CONTRASTIVE, GUIDED, replace(GREEDY, dola_layers=[0]))
+    ]
+    with LLM(model, threads=1, max_model_len=200) as llm:
+        alone = [llm.generate("a prompt", one)[0].outputs for one in params]
+        together = llm.generate(["a prompt"] * len(params), params)
+        assert [reply.outputs for reply in together] == alone
+        for (output,) in alone:
+            assert re.fullmatch(pattern, output.text), output
+            assert output.finish_reason == "stop"
 
 
 def test_guided_logprobs_are_those_of_both_together() -> None:
