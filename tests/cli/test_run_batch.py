@@ -252,3 +252,29 @@ def test_names_of_the_model(batch, few: Path, tmp_path: Path) -> None:
         batch(few, tmp_path / name, names=names)
         answers = [json.loads(each) for each in (tmp_path / name).read_bytes().splitlines()]
         assert [answer["response"]["status_code"] for answer in answers] == statuses
+
+
+def test_answers_look_as_their_requests_ask(batch, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    described = {"name": "thing", "schema": schema}
+    asked: list[dict[str, Any]] = [
+        {"response_format": {"type": "json_schema", "json_schema": described}},
+        {"structured_outputs": {"choice": ["yes", "no"]}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "bad", "schema": {"type": "strin"}}}},
+        {"structured_outputs": {"regex": "[0-9]{4}"}, "n": 2},
+    ]
+    bodies = [{"messages": [{"role": "user", "content": "hi"}], "ignore_eos": False, **each} for each in asked]
+    requests = [{**line(1), "custom_id": str(number)} for number in range(len(bodies))]
+    for request, body in zip(requests, bodies, strict=True):
+        request["body"] = {"model": "tiny", "max_tokens": 30, **body}
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    assert batch(path, out, "--no-progress")[0] == 0
+    responses = [json.loads(answer)["response"] for answer in out.read_text().splitlines()]
+    assert [response["status_code"] for response in responses] == [200, 200, 400, 200]
+    said = [[choice["message"]["content"] for choice in each["body"].get("choices", ())] for each in responses]
+    assert json.loads(said[0][0])["a"] in (1, 2)
+    assert said[1][0] in ("yes", "no")
+    assert responses[2]["body"]["error"]["message"] == "structured_outputs.json: Invalid type: strin"
+    assert all(re.fullmatch("[0-9]{4}", text) for text in said[3])
+    assert len(said[3]) == 2

@@ -92,6 +92,26 @@ def test_masks_are_worked_out_while_the_caller_does_something_else(monkeypatch: 
     assert texts(dict(masks.join())[0]) == {"x"}
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_masks_are_handed_over_unless_that_takes_longer(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers: list[str] = []
+    work = GrammarMatcher.masks
+
+    def watched(self: GrammarMatcher, *args: Any) -> Any:
+        workers.append(threading.current_thread().name)
+        return work(self, *args)
+
+    monkeypatch.setattr(GrammarMatcher, "masks", watched)
+    monkeypatch.setattr(grammar_masks, "HANDOVER_SECONDS", 1000.0 if quick else 0.0)
+    masks = GrammarMasks()
+    group = group_of(masks, choice=["xyz"])
+    for text, expected in (("", "x"), ("x", "y"), ("xy", "z")):
+        masks.begin(rows_of(group.sequences[0], text))
+        assert texts(dict(masks.join())[0]) == {expected}
+    assert workers[0].startswith("pellucid-masks")  # nobody knows yet
+    assert {name == threading.current_thread().name for name in workers[1:]} == {quick}
+
+
 def test_one_request_that_fails_does_not_take_others_with_it() -> None:
     masks = GrammarMasks()
     one, other = group_of(masks, choice=["x"]), group_of(masks, choice=["y"])

@@ -1,4 +1,5 @@
-"""Masks of the requests whose answers follow a grammar, worked out in threads while the forward pass runs."""
+"""Masks of the requests whose answers follow a grammar, worked out in threads while the forward pass runs: all but
+those that take less than handing them over."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Sequence as ListLike
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,6 +23,10 @@ Result: TypeAlias = NDArray[np.uint32] | PellucidError
 
 MASK_SECONDS = 30.0
 """Longest that a step waits for its masks. llguidance's own limits end one in well under a second."""
+
+
+HANDOVER_SECONDS = 50e-6
+"""About what handing over to a thread and back costs. Masks that took less the last time are worked out at once."""
 
 
 class _Job(NamedTuple):
@@ -45,6 +50,7 @@ class GrammarMasks:
         self._grammars: dict[SequenceGroup, tuple[Grammar, dict[Sequence, GrammarMatcher]]] = {}
         self._workers: _Workers | None = None
         self._begun: list[list[_Job]] = []
+        self._at_once: list[tuple[int, Result]] = []
 
     def __bool__(self) -> bool:
         return bool(self._grammars)
@@ -65,8 +71,9 @@ class GrammarMasks:
                 The rows of one sequence stand together, each with one draft more.
         """
         jobs = self._jobs(rows)
-        self._begun = []
-        if not jobs:
+        self._begun, self._at_once = [], []
+        if sum(job.matcher.seconds for job in jobs) < HANDOVER_SECONDS:
+            self._at_once = _rows_of(jobs, _work(jobs))
             return
         if self._workers is None or self._workers.process != os.getpid():  # a forked child has no threads of its parent
             self._workers = _Workers(usable_processors())
@@ -79,7 +86,7 @@ class GrammarMasks:
         none. Rows without a grammar are left out."""
         parts, self._begun = self._begun, []
         if not parts or self._workers is None:
-            return []
+            return self._at_once
         done = self._workers.join(len(parts))
         late = [job for number, part in enumerate(parts) if number not in done for job in part]
         return [pair for pairs in done.values() for pair in pairs] + _rows_of(late, [_too_slow()] * len(late))
@@ -159,6 +166,7 @@ def _work(jobs: list[_Job]) -> list[NDArray[np.uint32] | PellucidError]:
     """For each, the masks of all its rows."""
     results: list[NDArray[np.uint32] | PellucidError] = []
     for job in jobs:
+        begin = perf_counter()
         try:
             results.append(job.matcher.masks(job.token_ids, job.drafts))
         except PellucidError as refusal:
@@ -167,6 +175,7 @@ def _work(jobs: list[_Job]) -> list[NDArray[np.uint32] | PellucidError]:
             error = EngineError(f"the masks of this request failed: {defect!r}")
             error.__cause__ = defect
             results.append(error)
+        job.matcher.seconds = perf_counter() - begin
     return results
 
 
