@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as ListLike
 from heapq import heapify, heappop, heapreplace
+from statistics import median_low
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.sequence import Sequence
 
-MARGIN = 0.03
+MARGIN = 0.05
 """By how much guessing must promise to be faster than not guessing: estimates err, and nothing is to be lost."""
 
 PRIOR = 0.3
@@ -25,7 +27,10 @@ FADING = 0.95
 PROBE_SHARE = 0.01
 """Share of the time that goes into trying out again what did not pay."""
 
-STEP_MEMORY = 256
+NUM_SAMPLES = 5
+"""Of the last so many steps of a size the median counts."""
+
+STEP_MEMORY = 128
 """For how many steps a measured cost is believed: a machine gets busy, and contexts grow."""
 
 FIRST_SLOPE = 0.1
@@ -75,31 +80,35 @@ class _Share:
 
 
 class StepCost:
-    """Seconds that a step takes by how many tokens it computes, from steps as they were measured."""
+    """Seconds that a step takes by how many tokens it computes: the median of the last few as they were measured, since
+    now and then something else holds one up."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
+        self._samples: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
         self._learned_at: dict[int, int] = {}
         self._num_steps = 0
 
     def learn(self, num_tokens: int, seconds: float) -> None:
-        """A step of `num_tokens` tokens took `seconds`. One that something else delayed counts for twice what was known
-        at most."""
+        """A step of `num_tokens` tokens took `seconds`."""
         size = _rounded(num_tokens)
+        if size not in self._samples or not self.knows(num_tokens):
+            self._samples[size] = deque(maxlen=NUM_SAMPLES)
+        samples = self._samples[size]
+        samples.append(seconds)
+        self._medians[size] = median_low(samples)
         self._num_steps += 1
-        known = self._seconds.get(size)
-        if known is None or self._num_steps - self._learned_at[size] > STEP_MEMORY:
-            self._seconds[size] = seconds
-        else:
-            self._seconds[size] = known + 0.2 * (min(seconds, 2 * known) - known)
         self._learned_at[size] = self._num_steps
 
-    def estimate(self, fewest: int, most: int) -> NDArray[np.float64] | None:
-        """Seconds of a step with each number of tokens from `fewest` to `most`, rising; None before the first step."""
-        sizes = sorted(size for size, step in self._learned_at.items() if self._num_steps - step <= STEP_MEMORY)
-        if not sizes:
-            return None
-        seconds = np.maximum.accumulate([self._seconds[size] for size in sizes])
+    def knows(self, num_tokens: int) -> bool:
+        """Whether a step of about so many tokens was measured lately."""
+        learned_at = self._learned_at.get(_rounded(num_tokens))
+        return learned_at is not None and self._num_steps - learned_at < STEP_MEMORY
+
+    def estimate(self, fewest: int, most: int) -> NDArray[np.float64]:
+        """Seconds of a step with each number of tokens from `fewest` to `most`, rising; something must be known."""
+        sizes = sorted(size for size in self._medians if self.knows(size))
+        seconds = np.maximum.accumulate([self._medians[size] for size in sizes])
         wanted = np.arange(fewest, most + 1)
         estimated: NDArray[np.float64] = np.interp(wanted, sizes, seconds)
         largest = sizes[-1]

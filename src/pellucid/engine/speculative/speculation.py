@@ -85,12 +85,12 @@ class Speculation:
             if limit > 0 and group.is_drafted and group.is_forked and sequence.num_scheduled_tokens == 1:
                 candidates.append(sequence)
                 limits.append(limit)
-        if candidates:
-            if not self._adaptive:
-                self._drafter.prepare(candidates)
-                scheduler.schedule_drafts(plan, candidates, self._drafter.propose(candidates, limits))
-            elif self._measured is not None:
-                self._propose_what_pays(plan, scheduler, candidates, limits)
+        if candidates and not self._adaptive:
+            self._drafter.prepare(candidates)
+            scheduler.schedule_drafts(plan, candidates, self._drafter.propose(candidates, limits))
+        elif candidates and self._measured is not None:
+            propose = self._hold_against if self._drafter.is_cheap else self._try_out
+            propose(plan, scheduler, candidates, limits)
         self._times.draft += self._clock() - start
 
     def learn(self, plan: Plan, token_ids: list[int]) -> None:
@@ -118,30 +118,26 @@ class Speculation:
             self._acceptance.forget(sequence)
             self._drafter.forget(sequence)
 
-    def _propose_what_pays(
-        self, plan: Plan, scheduler: Scheduler, candidates: list[Sequence], limits: list[int]
-    ) -> None:
-        room = min(scheduler.config.max_num_batched_tokens - plan.num_tokens, MAX_DRAFT_TOKENS_OF_STEP)
-        seconds = self._step_cost.estimate(plan.num_tokens, plan.num_tokens + min(room, sum(limits)))
-        if seconds is None or room <= 0:
+    def _hold_against(self, plan: Plan, scheduler: Scheduler, candidates: list[Sequence], limits: list[int]) -> None:
+        """Ask a cheap drafter. Of its guesses compute what pays, and only hold the others against what is chosen."""
+        self._drafter.prepare(candidates)
+        guesses = self._drafter.propose(candidates, limits)
+        if not any(guesses):
             return
-        acceptance = [self._acceptance.estimate(sequence) for sequence in candidates]
-        if self._drafter.is_cheap:
-            self._drafter.prepare(candidates)
-            guesses = self._drafter.propose(candidates, limits)
-            limits = list(map(len, guesses))
-            lengths = choose_lengths(acceptance, limits, plan.num_tokens, seconds)
-            self._uncomputed = {
-                sequence: guess[0]
-                for sequence, guess, length in zip(candidates, guesses, lengths, strict=True)
-                if guess and not length
-            }
-            guesses = [guess[:length] for guess, length in zip(guesses, lengths, strict=True)]
-            scheduler.schedule_drafts(plan, candidates, guesses)
-            return
-        lengths = choose_lengths(acceptance, limits, plan.num_tokens, seconds, self._draft_seconds)
+        lengths = self._lengths(plan, scheduler, candidates, list(map(len, guesses)))
+        self._uncomputed = {
+            sequence: guess[0]
+            for sequence, guess, length in zip(candidates, guesses, lengths, strict=True)
+            if guess and not length
+        }
+        guesses = [guess[:length] for guess, length in zip(guesses, lengths, strict=True)]
+        scheduler.schedule_drafts(plan, candidates, guesses)
+
+    def _try_out(self, plan: Plan, scheduler: Scheduler, candidates: list[Sequence], limits: list[int]) -> None:
+        """Ask a drafter that takes its time for as many guesses as pay, or now and then for one of each sequence."""
+        lengths = self._lengths(plan, scheduler, candidates, limits)
         if not any(lengths):
-            if self._debt > 0:
+            if self._debt > 0 or not self._step_cost.knows(plan.num_tokens):
                 return
             lengths = [1] * len(candidates)
         chosen = [(sequence, length) for sequence, length in zip(candidates, lengths, strict=True) if length]
@@ -151,14 +147,24 @@ class Speculation:
         prepared = self._clock()
         guesses = self._drafter.propose(sequences, limits)
         end = self._clock()
-        verifying = float(seconds[min(sum(limits), len(seconds) - 1)] - seconds[0])
-        self._debt = (end - start + verifying) / PROBE_SHARE
+        without, verifying = self._step_cost.estimate(plan.num_tokens, plan.num_tokens + sum(limits))[[0, -1]]
+        self._debt = (end - start + float(verifying - without)) / PROBE_SHARE
         longest = max(map(len, guesses), default=0)
         if longest:
             taken = (end - prepared) / longest
             known = self._draft_seconds or taken
             self._draft_seconds = known + 0.2 * (min(taken, 2 * known) - known)
         scheduler.schedule_drafts(plan, sequences, guesses)
+
+    def _lengths(self, plan: Plan, scheduler: Scheduler, candidates: list[Sequence], limits: list[int]) -> list[int]:
+        """How many guesses of each candidate pay, of `limits` at most. None until it is known what the step takes
+        without them, which is thus measured again from time to time."""
+        room = min(scheduler.config.max_num_batched_tokens - plan.num_tokens, MAX_DRAFT_TOKENS_OF_STEP)
+        if room <= 0 or not self._step_cost.knows(plan.num_tokens):
+            return [0] * len(candidates)
+        seconds = self._step_cost.estimate(plan.num_tokens, plan.num_tokens + min(room, sum(limits)))
+        acceptance = [self._acceptance.estimate(sequence) for sequence in candidates]
+        return choose_lengths(acceptance, limits, plan.num_tokens, seconds, self._draft_seconds)
 
     def _computing(self) -> float:
         times = self._times
