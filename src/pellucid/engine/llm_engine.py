@@ -37,18 +37,14 @@ from pellucid.decoding.grammar_compiler import GrammarCompiler
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.constraints import ConstraintBook
 from pellucid.engine.custom_processors import ProcessorBook
-from pellucid.engine.guidance import Guidance
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.model_runner import ModelRunner, StepResult
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
 from pellucid.engine.scheduler import MAX_DRAFT_TOKENS_OF_STEP, Plan, Scheduler
-from pellucid.engine.search.base import GroupSearch, SampledRow, TokenSearch
-from pellucid.engine.search.beam import BeamGroupSearch
+from pellucid.engine.search.base import SampledRow
 from pellucid.engine.search.book import SearchBook
-from pellucid.engine.search.contrastive import ContrastiveSearch
-from pellucid.engine.search.guided import GuidedSearch
-from pellucid.engine.search.hidden_states import HiddenStates
+from pellucid.engine.search.opening import begin_search, check_search, search_of
 from pellucid.engine.sequence_breakers import SequenceBreakers
 from pellucid.engine.speculative.drafter import Drafter
 from pellucid.engine.speculative.speculation import Speculation, accepted_rows
@@ -155,9 +151,7 @@ class LLMEngine:
         self.scheduler = Scheduler(config, cache)
         self._captures = CaptureBook(self._backend.spec, self._capture_memory)
         self._layer_contrast = LayerContrast(self._backend)
-        self._guidance = Guidance()
-        self._hidden_states = HiddenStates(self._backend.spec)
-        self._searches = SearchBook(self.scheduler)
+        self._searches = SearchBook(self.scheduler, self._backend.spec)
         self._constraints = ConstraintBook(self._tokenizer, self._backend.spec.vocab_size)
         self._processors = ProcessorBook()
         self._output_processor = OutputProcessor(self._tokenizer, self.scheduler, self._captures, self._searches)
@@ -174,8 +168,8 @@ class LLMEngine:
             self._layer_contrast,
             self._constraints,
             self._processors,
-            self._guidance,
-            self._hidden_states,
+            self._searches.guidance,
+            self._searches.hidden_states,
             self._times,
             self._clock,
         )
@@ -263,29 +257,7 @@ class LLMEngine:
                 f"{sampling_params.n} to return: ask for the whole answer, not for a stream",
                 param="best_of",
             )
-        if sampling_params.num_beams > self._config.max_num_seqs:
-            raise InvalidRequestError(
-                f"num_beams is {sampling_params.num_beams}, but at most {self._config.max_num_seqs} sequences run "
-                "(max_num_seqs)",
-                param="num_beams",
-            )
-        if capture is not None:
-            for name, off in (("num_beams", 1), ("penalty_alpha", 0), ("guidance_scale", 1)):
-                if getattr(sampling_params, name) != off:
-                    raise InvalidRequestError(
-                        f"a capture is of one sequence, but {name} takes several", param="capture"
-                    )
-        if sampling_params.penalty_alpha and sampling_params.top_k > self._config.max_num_seqs:
-            raise InvalidRequestError(
-                f"top_k is {sampling_params.top_k}, but of the candidates of contrastive search at most "
-                f"{self._config.max_num_seqs} are computed at once (max_num_seqs)",
-                param="top_k",
-            )
-        if sampling_params.guidance_scale != 1 and self._config.max_num_seqs < 2:
-            raise InvalidRequestError(
-                "guidance_scale needs two sequences at once, but only one is computed (max_num_seqs)",
-                param="guidance_scale",
-            )
+        check_search(sampling_params, self._config.max_num_seqs, is_captured=capture is not None)
         vocab_size = self._backend.spec.vocab_size
         for name, token_ids in (
             ("stop_token_ids", sampling_params.stop_token_ids),
@@ -355,7 +327,15 @@ class LLMEngine:
         if not isinstance(prompt, Prompt):
             prompt = self.prepare(prompt, sampling_params.negative_prompt)
         prompt = self.with_grammar(prompt, sampling_params)
-        search = self._search(sampling_params, len(prompt.token_ids))
+        if prompt.negative_token_ids is None and sampling_params.negative_prompt is not None:
+            prompt = replace(prompt, negative_token_ids=self._negative_token_ids(sampling_params.negative_prompt))
+        search = search_of(
+            sampling_params,
+            self._backend.spec,
+            self._tokenizer,
+            max_tokens=self.max_model_len - len(prompt.token_ids),
+            eos_token_ids=self._eos_token_ids,
+        )
         group = SequenceGroup(
             request_id,
             prompt.token_ids,
@@ -373,12 +353,9 @@ class LLMEngine:
         )
         if sampling_params.dry_multiplier:
             group.dry_breakers = self._breakers.token_ids(sampling_params.dry_sequence_breakers)  # type: ignore[arg-type]
-        if sampling_params.guidance_scale != 1:
-            self._add_unconditional(group, prompt)
         if search is not None:
-            for sequence in group.sequences:
-                sequence.max_length += search.num_ahead
-            self._require_blocks(group)
+            cache, max_model_len = self.scheduler.cache, self.max_model_len
+            begin_search(group, search, prompt.negative_token_ids, cache, self._config, max_model_len=max_model_len)
         self._constraints.open(group, prompt.grammar)
         try:
             if capture is not None:
@@ -401,55 +378,10 @@ class LLMEngine:
         self._groups[request_id] = group
         if search is not None:
             self._searches.open(group, search)
-        if isinstance(search, ContrastiveSearch):
-            self._hidden_states.open(group, search)
-        if sampling_params.guidance_scale != 1:
-            self._guidance.open(group)
         if sampling_params.dola_layers is not None:
             self._layer_contrast.open(group)
         if self.trace is not None:
             self.trace.emit(RequestAdded(request_id, len(prompt.token_ids), group.arrival_time))
-
-    def _search(self, sampling_params: SamplingParams, num_prompt_tokens: int) -> GroupSearch | TokenSearch | None:
-        """The search that a request asks for; None for sampling."""
-        if sampling_params.num_beams > 1:
-            max_length = self.max_model_len - num_prompt_tokens
-            return BeamGroupSearch(
-                sampling_params,
-                self._tokenizer,
-                max_length=min(max_length, sampling_params.max_tokens or max_length),
-                eos_token_ids=frozenset() if sampling_params.ignore_eos else self._eos_token_ids,
-            )
-        if sampling_params.penalty_alpha:
-            return ContrastiveSearch(sampling_params, self._backend.spec.hidden_size)
-        if sampling_params.guidance_scale != 1:
-            return GuidedSearch(sampling_params)
-        return None
-
-    def _add_unconditional(self, group: SequenceGroup, prompt: Prompt) -> None:
-        """Let the second sequence of a guided group begin with the negative prompt. The request ends with the context
-        of either."""
-        token_ids, negative_prompt = prompt.negative_token_ids, group.sampling_params.negative_prompt
-        if token_ids is None:
-            token_ids = prompt.token_ids[-1:] if negative_prompt is None else self._negative_token_ids(negative_prompt)
-        conditional, unconditional = group.live = group.sequences[:2]
-        unconditional.token_ids, unconditional.num_prompt_tokens = list(token_ids), len(token_ids)
-        longer = len(token_ids) - conditional.num_prompt_tokens
-        conditional.max_length = min(conditional.max_length, self.max_model_len - max(0, longer))
-        unconditional.max_length = conditional.max_length + longer
-
-    def _require_blocks(self, group: SequenceGroup) -> None:
-        """Raises:
-        CapacityError: there are fewer KV blocks than a lockstep group may hold at once.
-        """
-        needed = self.scheduler.cache.max_blocks_of_group(group, self._config.max_num_batched_tokens)
-        if needed > self._num_blocks:
-            raise CapacityError(
-                f"{len(group.sequences)} sequences of up to {group.live[0].max_length} tokens, which the request "
-                f"searches with, take up to {needed} KV blocks, but there are {self._num_blocks}: lower max_tokens "
-                "or search with fewer",
-                param="max_tokens",
-            )
 
     def abort(self, request_id: str) -> StepOutput | None:
         """End a request now; its terminal reply, or None if there is no such unfinished request."""
@@ -739,8 +671,6 @@ class LLMEngine:
         self._processors.close(group)
         if self._speculation is not None:
             self._speculation.forget(group)
-        self._guidance.close(group)
-        self._hidden_states.close(group)
         self._count_reply(reply)
         if self.trace is not None:
             reasons = tuple(completion.finish_reason for completion in reply.outputs)

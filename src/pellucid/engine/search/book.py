@@ -8,8 +8,13 @@ import numpy as np
 
 from pellucid.core.batch import SAMPLING_DTYPE, SampledTokens
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
+from pellucid.engine.guidance import Guidance
 from pellucid.engine.scheduler import Plan, Scheduler, ending_of
 from pellucid.engine.search.base import GroupSearch, Hypothesis, SampledRow, TokenSearch
+from pellucid.engine.search.contrastive import ContrastiveSearch
+from pellucid.engine.search.guided import GuidedSearch
+from pellucid.engine.search.hidden_states import HiddenStates
+from pellucid.models.spec import ModelSpec
 
 
 @dataclass(slots=True)
@@ -28,19 +33,29 @@ class _Entry:
 
 
 class SearchBook:
-    """What the searches of lockstep groups are given in a step, and what they make of it."""
+    """What the searches of lockstep groups are given in a step, and what they make of it.
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    Attributes:
+        guidance, hidden_states: what of a step guided and contrastive searches need besides its rows.
+    """
+
+    def __init__(self, scheduler: Scheduler, spec: ModelSpec) -> None:
+        self.guidance = Guidance()
+        self.hidden_states = HiddenStates(spec)
         self._scheduler = scheduler
         self._entries: dict[SequenceGroup, _Entry] = {}
 
     def open(self, group: SequenceGroup, search: GroupSearch | TokenSearch) -> None:
-        """Let `search` decide for a group that is about to be queued."""
+        """Let `search` decide for a group that was queued and not scheduled yet."""
         entry = self._entries[group] = _Entry(search)
         record = np.frombuffer(group.sampling_record, SAMPLING_DTYPE).copy()
         record["num_logprobs"] = search.num_logprobs
         record["processed_logprobs"] = search.processed_logprobs
         group.sampling_record = record.tobytes()
+        if isinstance(search, ContrastiveSearch):
+            self.hidden_states.open(group, search)
+        if isinstance(search, GuidedSearch):
+            self.guidance.open(group)
         if isinstance(search, TokenSearch):
             first = group.sequences[0]
             entry.answer = Sequence(group, 0, first.max_length - search.num_ahead)
@@ -50,6 +65,8 @@ class SearchBook:
     def close(self, group: SequenceGroup) -> None:
         """A request ended: `group.sequences` are its answers from here on, and hold nothing."""
         entry = self._entries.pop(group)
+        self.hidden_states.close(group)
+        self.guidance.close(group)
         first = group.sequences[0]
         if entry.answer is not None:
             group.sequences = [entry.answer]
