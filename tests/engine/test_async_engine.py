@@ -207,6 +207,8 @@ def test_bad_requests_are_refused_alone(backend: GatedBackend) -> None:
         for arguments, options, param in (
             (("x", {"max_tokens": 1}), {}, "sampling_params"),
             (("x", SamplingParams(n=5)), {}, "n"),
+            (("x", SamplingParams(best_of=5)), {}, "best_of"),
+            (("x", SamplingParams(banned_token_ids=[999])), {}, "banned_token_ids"),
             (("x",), {"priority": 2**31}, "priority"),
             (("x",), {"cache_salt": 5}, "cache_salt"),
             (("x",), {"request_id": 5}, "request_id"),
@@ -216,6 +218,10 @@ def test_bad_requests_are_refused_alone(backend: GatedBackend) -> None:
             assert caught.value.param == param
             with pytest.raises(InvalidRequestError):
                 await engine.complete(*arguments, **options)  # type: ignore[arg-type]
+        best = SamplingParams(best_of=2, seed=1)
+        with pytest.raises(InvalidRequestError, match="best_of is 2"):
+            engine.generate("x", best)
+        assert (await engine.complete("x", best)).outputs == answer_alone(ids("x"), best, seed=0).outputs
         for prompt, error in (
             ("", InvalidRequestError),
             ([1, 99], InvalidRequestError),

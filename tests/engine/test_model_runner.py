@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pellucid.backends.registry import load_backend
 from pellucid.core.batch import ForwardBatch, ForwardOutput
+from pellucid.core.config import BackendConfig
+from pellucid.core.errors import BackendError
 from pellucid.core.outputs import Logprob, RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence
@@ -18,11 +22,13 @@ from pellucid.engine import scheduler
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.scheduler import MAX_PROMPT_LOGITS
 from pellucid.kvcache import cache_manager
+from pellucid.weights.loader import open_model
 from tests.support.engines import CheckedEngine, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import ALPHABET
 from tests.support.mutants import mutant
 from tests.support.sequences import make_group
+from tests.support.tiny_models import write_tiny_model
 
 PROMPT = [random.Random(3).randrange(VOCAB_SIZE) for _ in range(300)]
 
@@ -45,9 +51,9 @@ def answer(engine: CheckedEngine, prompt: list[int] = PROMPT, **params: Any) -> 
     return engine.replies.pop("x")
 
 
-def expected(prompt: list[int], count: int) -> list[dict[int, Logprob] | None]:
+def expected(prompt: list[int], count: int, engine: CheckedEngine | None = None) -> list[dict[int, Logprob] | None]:
     """From all the logits of the prompt."""
-    logits = make_engine().logits(prompt)
+    logits = (engine or make_engine()).logits(prompt)
     entries: list[dict[int, Logprob] | None] = [None]
     for row, token_id in zip(logits, prompt[1:], strict=False):
         top = descending(row)[:count].tolist()
@@ -65,6 +71,21 @@ def test_each_token_of_the_prompt_has_its_place_in_the_models_distribution(count
     assert got == expected(PROMPT, count)
     assert got is not None
     assert all(next(iter(entry)) == token_id for entry, token_id in zip(got[1:], PROMPT[1:], strict=True) if entry)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_backends_score_as_the_oracle_does(name: Any, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", vocab_size=VOCAB_SIZE)
+    with open_model(path) as model_file:
+        try:
+            backend = load_backend(model_file, BackendConfig(name, 1), kv_cache_dtype="f16")
+        except BackendError as error:
+            if "not installed" in error.message:
+                pytest.skip("the native core is not built")
+            raise
+    engine = make_engine(backend=backend, max_model_len=320)  # type: ignore[arg-type]
+    prompt = PROMPT[:100]
+    assert answer(engine, prompt, prompt_logprobs=3).prompt_logprobs == expected(prompt, 3, engine)
 
 
 def test_prompts_of_a_token_or_two() -> None:

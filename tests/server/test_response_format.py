@@ -36,6 +36,11 @@ TOKENIZER: Any = FakeTokenizer()
         ({"structured_outputs": {"json": SCHEMA, "regex": None}}, {"json": SCHEMA}),
         ({"structured_outputs": {"choice": ["a", "b"]}}, {"choice": ["a", "b"]}),
         ({"structured_outputs": {"regex": "a+"}, "response_format": {"type": "text"}}, {"regex": "a+"}),
+        ({"guided_json": SCHEMA, "guided_regex": None}, {"json": SCHEMA}),
+        ({"guided_json": True, "guided_whitespace_pattern": " ?"}, {"json": True, "whitespace_pattern": " ?"}),
+        ({"guided_regex": "a+"}, {"regex": "a+"}),
+        ({"guided_choice": ["a", "b"]}, {"choice": ["a", "b"]}),
+        ({"guided_grammar": "start: WORD\nWORD: /a/"}, {"grammar": "start: WORD\nWORD: /a/"}),
     ],
 )
 def test_what_is_asked_for(body: dict[str, Any], expected: dict[str, Any] | None) -> None:
@@ -51,6 +56,10 @@ def test_what_is_asked_for(body: dict[str, Any], expected: dict[str, Any] | None
     ("body", "param"),
     [
         ({"response_format": "json"}, "response_format"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, "structured_outputs"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "structured_outputs"),
+        ({"guided_choice": "b"}, "structured_outputs.choice"),
         ({"response_format": {}}, "response_format.type"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),

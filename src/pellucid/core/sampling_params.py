@@ -232,9 +232,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, reals in _REALS.items():
-            self._set(name, reals.check(name, getattr(self, name)))
+            if (value := getattr(self, name)) is not _DEFAULTS[name]:
+                self._set(name, reals.check(name, value))
         for name, (low, high) in _INTEGERS.items():
-            self._set(name, check_integer(name, getattr(self, name), low, high))
+            if (value := getattr(self, name)) is not _DEFAULTS[name]:
+                self._set(name, check_integer(name, value, low, high))
         for name in _BOOLEANS:
             check_boolean(name, getattr(self, name))
         temperature = RealRange(0, MAX_TEMPERATURE).check("temperature", self.temperature)

@@ -1,4 +1,5 @@
-"""What a request body asks its answer to look like: OpenAI's `response_format`, or vLLM's `structured_outputs`."""
+"""What a request body asks its answer to look like: OpenAI's `response_format`, or vLLM's `structured_outputs` and the
+`guided_*` that it had before."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from pellucid.core.errors import InvalidRequestError
 from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.core.validation import check_boolean, refusal, shown
 
-RESPONSE_FORMAT_FIELDS = frozenset(("response_format", "structured_outputs"))
+GUIDED_FIELDS = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar", "whitespace_pattern")}
+RESPONSE_FORMAT_FIELDS = frozenset(("response_format", "structured_outputs", *GUIDED_FIELDS))
 JSON_SCHEMA_FIELDS = frozenset(("name", "description", "schema", "strict"))
 
 
@@ -20,16 +22,19 @@ def structured_outputs(body: Mapping[str, Any]) -> StructuredOutputsParams | Non
     A schema is always held to, whether it says `strict` or not; `name` and `description` change nothing.
 
     Raises:
-        InvalidRequestError: both are given, or one is malformed.
+        InvalidRequestError: several are given, or one is malformed.
     """
     response_format, structured = body.get("response_format"), body.get("structured_outputs")
     asked = None if response_format is None else _of_response_format(response_format)
-    if structured is None:
+    guided = {field: body[name] for name, field in GUIDED_FIELDS.items() if body.get(name) is not None}
+    if structured is None and not guided:
         return asked
-    if asked is not None:
-        raise InvalidRequestError(
-            "response_format and structured_outputs ask for two things: give one", param="structured_outputs"
-        )
+    if asked is not None or (structured is not None and guided):
+        name = "structured_outputs" if structured is not None else f"guided_{next(iter(guided))}"
+        other = "response_format" if asked is not None else f"guided_{next(iter(guided))}"
+        raise InvalidRequestError(f"{other} and {name} ask for two things: give one", param=name)
+    if guided:
+        return StructuredOutputsParams(**guided)
     if not isinstance(structured, dict):
         raise refusal("structured_outputs", structured, "an object")
     _check_fields("structured_outputs", structured, {field.name for field in fields(StructuredOutputsParams)})
