@@ -50,7 +50,8 @@ class Sampler {
     // These look at (logits - max) * factor + 0.
     float temperature_factor(const SamplingRow& row);
     void scale(float factor);
-    uint64_t exp_all();
+    uint64_t total();    // of the weights
+    uint64_t exp_all();  // the same, and leaves the weights in exp_
     double mean_gap();
 
     // Each leaves the tokens that survive in candidates_, or returns false where all of the row do.
@@ -82,8 +83,10 @@ class Sampler {
     int64_t vocab_size_ = 0;
     float max_ = 0.0f;
     float factor_ = 1.0f;
-    bool has_exp_ = false;  // exp_, chunk_sums_ and exp_total_ belong to the row and the factor
-    uint64_t exp_total_ = 0;
+    // Whether chunk_sums_ and total_, and whether exp_, belong to the row and the factor.
+    bool has_total_ = false;
+    bool has_exp_ = false;
+    uint64_t total_ = 0;
 
     std::unique_ptr<RadixSelect> select_;
     std::unique_ptr<Candidates> candidates_;

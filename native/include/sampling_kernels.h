@@ -26,7 +26,8 @@ struct SamplingKernels {
     // x[256 * g + l + 16 * j], j < 16; -inf where there is none.
     float (*row_max)(const float* x, int64_t n, float* maxima);
 
-    // weights[i] = 2^40 * exp(scaled(x[i])) in float32, for scaled(x) <= 0; the weight itself is rint of it.
+    // weights[i] = 2^40 * exp(scaled(x[i])) in float32, for scaled(x) <= 0; the weight itself is rint of it. With null
+    // `weights`, only the sums.
     // chunk_sums[c] is the exact sum of the integer weights of chunk c. Returns the sum of all.
     uint64_t (*exp_weights)(const float* x, int64_t n, float offset, float factor, float* weights,
                             uint64_t* chunk_sums);

@@ -6,7 +6,9 @@ namespace pellucid {
 
 namespace {
 
-constexpr int64_t kParallelLogits = 1 << 19;  // from here on another thread is worth waking: some 0.3 ms of work
+// From here on other threads help, which takes them a few microseconds while they still spin from the forward pass.
+// Sampling so many logits takes 0.04 to 0.4 ms.
+constexpr int64_t kParallelLogits = 1 << 19;
 
 }  // namespace
 

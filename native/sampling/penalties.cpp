@@ -20,8 +20,6 @@ bool contains(Span<int32_t> ascending, int32_t id) {
 
 }  // namespace
 
-Penalties::Penalties(int64_t max_vocab_size) : counts_(new int32_t[max_vocab_size]()) {}
-
 bool Penalties::any(const RowInput& input) {
     const SamplingRow& row = *input.row;
     return input.bias_ids.size > 0 || row.repetition_penalty != 1.0f || row.frequency_penalty != 0.0f ||
@@ -30,6 +28,7 @@ bool Penalties::any(const RowInput& input) {
 
 bool Penalties::apply(float* logits, int64_t vocab_size, const RowInput& input) {
     const SamplingRow& row = *input.row;
+    if (counts_.size() < static_cast<size_t>(vocab_size)) counts_.resize(static_cast<size_t>(vocab_size));
     replaced_.clear();
     valid_ = true;
     for (int64_t i = 0; i < input.bias_ids.size; ++i) {
@@ -81,12 +80,12 @@ float Penalties::original(int32_t token, float now) const {
 
 void Penalties::count(Span<int32_t> tokens, int64_t vocab_size) {
     for (const int32_t id : tokens) {
-        if (in_vocabulary(id, vocab_size) && counts_[id]++ == 0) ids_.push_back(id);
+        if (in_vocabulary(id, vocab_size) && counts_[static_cast<size_t>(id)]++ == 0) ids_.push_back(id);
     }
 }
 
 void Penalties::forget_counts() {
-    for (const int32_t id : ids_) counts_[id] = 0;
+    for (const int32_t id : ids_) counts_[static_cast<size_t>(id)] = 0;
     ids_.clear();
 }
 
@@ -111,7 +110,7 @@ void Penalties::repetition(float* logits, float penalty) {
 
 void Penalties::frequency_and_presence(float* logits, float frequency, float presence) {
     for (const int32_t id : ids_) {
-        replace(logits, id, logits[id] - frequency * static_cast<float>(counts_[id]) - presence);
+        replace(logits, id, logits[id] - frequency * static_cast<float>(counts_[static_cast<size_t>(id)]) - presence);
     }
 }
 
@@ -130,12 +129,14 @@ void Penalties::dry(float* logits, int64_t vocab_size, const RowInput& input) {
         const auto length = static_cast<int32_t>(std::min<int64_t>(matches_[static_cast<size_t>(i)], limit));
         if (length < row.dry_allowed_length) continue;
         const int32_t id = window.data[i + 1];
-        if (!in_vocabulary(id, vocab_size) || counts_[id] > length || contains(input.dry_breakers, id)) continue;
-        if (counts_[id] == 0) ids_.push_back(id);
-        counts_[id] = length + 1;
+        if (!in_vocabulary(id, vocab_size) || counts_[static_cast<size_t>(id)] > length ||
+            contains(input.dry_breakers, id))
+            continue;
+        if (counts_[static_cast<size_t>(id)] == 0) ids_.push_back(id);
+        counts_[static_cast<size_t>(id)] = length + 1;
     }
     for (const int32_t id : ids_) {
-        const double excess = counts_[id] - 1 - row.dry_allowed_length;
+        const double excess = counts_[static_cast<size_t>(id)] - 1 - row.dry_allowed_length;
         const double penalty =
             static_cast<double>(row.dry_multiplier) * elementary::power(static_cast<double>(row.dry_base), excess);
         replace(logits, id, logits[id] - static_cast<float>(std::min(penalty, static_cast<double>(FLT_MAX))));

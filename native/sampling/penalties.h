@@ -2,8 +2,8 @@
 // penalties.py, at a cost that goes by the tokens and not by the vocabulary.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -13,8 +13,6 @@ namespace pellucid {
 
 class Penalties {
   public:
-    explicit Penalties(int64_t max_vocab_size);
-
     // Whether there is anything to do for this row.
     static bool any(const RowInput& input);
 
@@ -40,11 +38,11 @@ class Penalties {
     void dry(float* logits, int64_t vocab_size, const RowInput& input);
     void match_suffix(Span<int32_t> tokens);
 
-    std::unique_ptr<int32_t[]> counts_;  // 0 outside of a call
+    std::vector<int32_t> counts_;  // by token id; 0 outside of a call
     std::vector<int32_t> ids_;
     std::vector<int32_t> matches_;
     std::vector<std::pair<int32_t, float>> replaced_;  // logits as they were, in the order of replacement
-    size_t first_ban_ = 0;
+    std::size_t first_ban_ = 0;
     bool valid_ = true;
 };
 

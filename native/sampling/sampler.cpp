@@ -43,7 +43,7 @@ Sampler::Sampler(const SamplingKernels& kernels, int64_t max_vocab_size)
       max_vocab_size_(max_vocab_size),
       select_(new RadixSelect(std::max(max_vocab_size, num_maxima(max_vocab_size)))),
       candidates_(new Candidates(kernels, *select_, max_vocab_size)),
-      penalties_(new Penalties(max_vocab_size)),
+      penalties_(new Penalties),
       maxima_(new float[num_maxima(max_vocab_size)]),
       large_maxima_(new float[num_maxima(num_maxima(max_vocab_size))]),
       scaled_maxima_(new float[num_maxima(max_vocab_size)]),
@@ -60,7 +60,7 @@ RowStatus Sampler::sample(float* logits, int64_t vocab_size, const RowInput& inp
     if (reports_raw) {
         if (!take(logits, vocab_size)) return RowStatus::kBadLogits;
         raw_max = static_cast<double>(max_);
-        raw_log_total = log_total(exp_all());
+        raw_log_total = log_total(total());
         if (row.num_logprobs > 0) {
             collect_top(std::min<int64_t>(row.num_logprobs, vocab_size), 0.0f, 1.0f);
             report_top(raw_max, raw_log_total, output);
@@ -122,22 +122,31 @@ bool Sampler::take(const float* logits, int64_t vocab_size) {
     logits_ = logits;
     vocab_size_ = vocab_size;
     factor_ = 1.0f;
-    has_exp_ = false;
+    has_total_ = has_exp_ = false;
     max_ = kernels_.row_max(logits, vocab_size, maxima_.get());
     return max_ > -kInfinity;
 }
 
 void Sampler::scale(float factor) {
+    has_total_ = has_total_ && factor == factor_;
     has_exp_ = has_exp_ && factor == factor_;
     factor_ = factor;
 }
 
+uint64_t Sampler::total() {
+    if (!has_total_) {
+        total_ = kernels_.exp_weights(logits_, vocab_size_, max_, factor_, nullptr, chunk_sums_.get());
+        has_total_ = true;
+    }
+    return total_;
+}
+
 uint64_t Sampler::exp_all() {
     if (!has_exp_) {
-        exp_total_ = kernels_.exp_weights(logits_, vocab_size_, max_, factor_, exp_.get(), chunk_sums_.get());
-        has_exp_ = true;
+        total_ = kernels_.exp_weights(logits_, vocab_size_, max_, factor_, exp_.get(), chunk_sums_.get());
+        has_total_ = has_exp_ = true;
     }
-    return exp_total_;
+    return total_;
 }
 
 double Sampler::mean_gap() {
@@ -165,26 +174,24 @@ int32_t Sampler::draw(bool truncated, uint64_t bits) {
         while (target >= weights[i]) target -= weights[i++];
         return candidates_->ids()[i];
     }
-    uint64_t target = multiply_high(bits, exp_all());
+    uint64_t target = multiply_high(bits, total());
     int64_t chunk = 0;
     while (target >= chunk_sums_[chunk]) target -= chunk_sums_[chunk++];
     int64_t i = chunk * kWeightChunk;
+    if (!has_exp_) {
+        const int64_t size = std::min(kWeightChunk, vocab_size_ - i);
+        kernels_.exp_weights(logits_ + i, size, max_, factor_, &exp_[i], &chunk_sums_[chunk]);
+    }
     for (uint64_t weight; target >= (weight = rounded(exp_[i])); ++i) target -= weight;
     return static_cast<int32_t>(i);
 }
 
 // decoding/mirostat.py surprise and next_mu.
 float Sampler::next_mu(bool truncated, int32_t token, const SamplingRow& row) {
-    uint64_t weight, total;
-    if (truncated) {
-        weight = candidates_->weights()[candidates_->index_of(token)];
-        total = candidates_->total();
-    } else {
-        total = exp_all();
-        weight = rounded(exp_[token]);
-    }
-    const double observed =
-        elementary::log(static_cast<double>(total) / static_cast<double>(weight)) / elementary::kLn2;
+    // Of the whole row, `draw` has left the weights around the token.
+    const uint64_t weight = truncated ? candidates_->weights()[candidates_->index_of(token)] : rounded(exp_[token]);
+    const uint64_t sum = truncated ? candidates_->total() : total();
+    const double observed = elementary::log(static_cast<double>(sum) / static_cast<double>(weight)) / elementary::kLn2;
     return static_cast<float>(static_cast<double>(row.mirostat_mu) -
                               static_cast<double>(row.mirostat_eta) *
                                   (observed - static_cast<double>(row.mirostat_tau)));
@@ -193,17 +200,17 @@ float Sampler::next_mu(bool truncated, int32_t token, const SamplingRow& row) {
 void Sampler::report_processed(bool truncated, const SamplingRow& row, RowOutput& output) {
     const float offset = row.temperature == 0.0f ? 0.0f : max_;  // greedy leaves the row as it is
     float value, max;
-    uint64_t total;
+    uint64_t sum;
     if (truncated) {
         value = candidates_->values()[candidates_->index_of(output.token)];
         max = candidates_->max_value();
-        total = candidates_->total();
+        sum = candidates_->total();
     } else {
         value = (logits_[output.token] - offset) * factor_ + 0.0f;
         max = max_ - offset;
-        total = exp_all();
+        sum = total();
     }
-    const double log_of_total = log_total(total);
+    const double log_of_total = log_total(sum);
     output.logprob = static_cast<float>(static_cast<double>(value) - static_cast<double>(max) - log_of_total);
     if (row.num_logprobs == 0) return;
     if (truncated) {

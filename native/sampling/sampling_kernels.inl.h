@@ -216,8 +216,9 @@ static float row_max(const float* x, int64_t n, float* maxima) {
     return mask_bits(valid) == 0xffff ? reduce_max(largest) : __builtin_nanf("");
 }
 
-static uint64_t exp_weights(const float* x, int64_t n, float offset, float factor, float* weights,
-                            uint64_t* chunk_sums) {
+template <bool kStores>
+static uint64_t exp_chunks(const float* x, int64_t n, float offset, float factor, float* weights,
+                           uint64_t* chunk_sums) {
     const F32x16 offsets = broadcast(offset), factors = broadcast(factor);
     uint64_t total = 0;
     for (int64_t begin = 0; begin < n; begin += kWeightChunk, ++chunk_sums) {
@@ -226,19 +227,25 @@ static uint64_t exp_weights(const float* x, int64_t n, float offset, float facto
         int64_t i = begin;
         for (; i + kLanes <= end; i += kLanes) {
             const F32x16 weight = exp_weight(scale_shifted(load(x + i), offsets, factors));
-            store(weights + i, weight);
+            if (kStores) store(weights + i, weight);
             sum = add_rounded(sum, weight);
         }
         if (i < end) {
             const int left = static_cast<int>(end - i);
             const F32x16 weight = exp_weight(scale_shifted(load_partial(x + i, left), offsets, factors));
-            store_partial(weights + i, weight, left);
+            if (kStores) store_partial(weights + i, weight, left);
             sum = add_rounded(sum, select(first_lanes(left), weight, zero()));
         }
         *chunk_sums = reduce_add(sum);
         total += *chunk_sums;
     }
     return total;
+}
+
+static uint64_t exp_weights(const float* x, int64_t n, float offset, float factor, float* weights,
+                            uint64_t* chunk_sums) {
+    if (weights == nullptr) return exp_chunks<false>(x, n, offset, factor, weights, chunk_sums);
+    return exp_chunks<true>(x, n, offset, factor, weights, chunk_sums);
 }
 
 // x >= 0, rounded to an integer.
