@@ -135,3 +135,11 @@ def test_a_pass_that_fails_is_no_guess(number: int) -> None:
     computed.backend.fail_forwards = {computed.backend.num_forwards + number}
     assert drafter.propose(sequences, [3, 3]) == [[], []]
     assert drafter.propose(sequences, [3, 3]) == wanted
+
+
+def test_a_guess_ends_where_no_token_is_allowed() -> None:
+    """Every token once: of 61, 58 are there."""
+    params = SamplingParams(temperature=0, max_tokens=50, no_repeat_ngram_size=1)
+    sequences = make_group(range(58), params).sequences
+    guess = drafter_of(Computed(sequences).backend).propose(sequences, [6])[0]
+    assert sorted(guess) == [58, 59, 60]

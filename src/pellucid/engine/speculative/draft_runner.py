@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
+from pellucid.core.batch import NOTHING_ALLOWED
 from pellucid.core.sequence import Sequence
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.models.kv_groups import kv_windows
@@ -66,7 +67,8 @@ class DraftRunner:
 
     def extend(self, shadows: list[Sequence], max_tokens: list[int]) -> list[list[int]]:
         """Compute what is left of each of `shadows` and let it grow by guesses, a pass for each: up to `max_tokens[i]`,
-        1 or more; fewer where its blocks end, or it guesses that the text does. The last guess is not computed.
+        1 or more; fewer where its blocks end, or it guesses that the text does, or no token is allowed. The last guess
+        is not computed.
 
         Returns:
             The guesses for each.
@@ -84,11 +86,13 @@ class DraftRunner:
             batch = [shadow for shadow, _ in running]
             for shadow in batch:
                 shadow.num_scheduled_tokens = shadow.num_tokens - shadow.num_computed_tokens
-            for shadow, token_id in zip(batch, self.compute(batch, batch), strict=True):
+            chosen = self.compute(batch, batch)
+            going_on: list[tuple[Sequence, int]] = []
+            for (shadow, end), token_id in zip(running, chosen, strict=True):
+                if token_id == NOTHING_ALLOWED:
+                    continue
                 shadow.token_ids.append(token_id)
-            running = [
-                (shadow, end)
-                for shadow, end in running
-                if shadow.num_tokens < end and shadow.token_ids[-1] not in shadow.group.stop_token_ids
-            ]
+                if shadow.num_tokens < end and token_id not in shadow.group.stop_token_ids:
+                    going_on.append((shadow, end))
+            running = going_on
         return [shadow.token_ids[begin:] for shadow, begin in zip(shadows, begins, strict=True)]
