@@ -212,6 +212,28 @@ def test_an_ended_request_gives_back_what_the_draft_model_holds(end: str) -> Non
     assert drafter._cache.pool.num_used == 0
 
 
+def test_a_sequence_that_gave_way_gives_back_what_the_draft_model_holds() -> None:
+    drafter = draft_model(FakeBackend())
+    config = SpeculativeConfig("draft_model", num_draft_tokens=3, draft_model="x", adaptive=False)
+    engine = make_engine(drafter=drafter, speculative=config)
+    params = SamplingParams(seed=1, max_tokens=60, ignore_eos=True)
+    for number in range(2):
+        engine.add_request(str(number), list(range(number, 50)), params)
+    for _ in range(3):
+        engine.step()
+    assert len(drafter._shadows) == 2
+    engine.scheduler.preempt_last()
+    gone = engine.scheduler.waiting[0]
+    engine.pause("1")
+    engine.step()
+    assert gone not in drafter._shadows
+    assert len(drafter._shadows) == 1
+    engine.resume("1")
+    engine.run()
+    for number in range(2):
+        assert engine.replies[str(number)].outputs == answer_alone(range(number, 50), params, seed=1).outputs
+
+
 class Clock:
     """Seconds, which pass only where something is said to take them."""
 
@@ -292,12 +314,12 @@ def test_a_drafter_that_does_not_pay_costs_next_to_nothing(wrong: float, prepari
 
 
 def test_the_bound_notices_what_is_tried_out_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = mutant(Speculation._propose_what_pays, "self._debt > 0", "False")
-    monkeypatch.setattr(Speculation, "_propose_what_pays", changed)
+    changed = mutant(Speculation._try_out, "self._debt > 0", "False")
+    monkeypatch.setattr(Speculation, "_try_out", changed)
     assert seconds_of_long_answer(0.4, preparing=0, guessing=0.8) > 1.1
 
 
 def test_the_bound_notices_preparations_that_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = mutant(Speculation._propose_what_pays, "(end - start + verifying)", "(end - prepared + verifying)")
-    monkeypatch.setattr(Speculation, "_propose_what_pays", changed)
+    changed = mutant(Speculation._try_out, "(end - start +", "(end - prepared +")
+    monkeypatch.setattr(Speculation, "_try_out", changed)
     assert seconds_of_long_answer(0.7, preparing=0.2, guessing=0.5) > 1.05

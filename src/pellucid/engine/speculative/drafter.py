@@ -46,7 +46,7 @@ class Drafter(Protocol):
         ...
 
     def forget(self, sequence: Sequence) -> None:
-        """A sequence has ended or will not come again; perhaps one that it never saw."""
+        """A sequence has ended, or has given way to others and may come again; perhaps one that it never saw."""
         ...
 
     def close(self) -> None:

@@ -75,8 +75,11 @@ class Speculation:
         self._uncomputed.clear()
         self._measured = plan if plan.num_tokens == len(plan.samples) == len(plan.sequences) else None
         self._begun_at = self._computing()
-        if plan.copies and not self._drafter.is_cheap:  # until they are made, blocks are not to be read or written
-            return
+        if not self._drafter.is_cheap:
+            for sequence in plan.preempted:
+                self._drafter.forget(sequence)
+            if plan.copies:  # until they are made, blocks are not to be read or written
+                return
         candidates: list[Sequence] = []
         limits: list[int] = []
         for sequence in plan.samples:
