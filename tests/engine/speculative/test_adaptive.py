@@ -14,7 +14,15 @@ from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, Samp
 from pellucid.core.config import SpeculativeConfig
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.speculative import adaptive, speculation
-from pellucid.engine.speculative.adaptive import FIRST_SLOPE, MARGIN, STEP_MEMORY, Acceptance, StepCost, choose_lengths
+from pellucid.engine.speculative.adaptive import (
+    FIRST_SLOPE,
+    LEAST_SLOPE,
+    MARGIN,
+    STEP_MEMORY,
+    Acceptance,
+    StepCost,
+    choose_lengths,
+)
 from pellucid.engine.speculative.drafter import Drafter
 from pellucid.engine.speculative.ngram import NgramDrafter
 from pellucid.engine.speculative.speculation import Speculation
@@ -285,6 +293,16 @@ def test_a_step_of_more_tokens_never_seems_to_cost_less() -> None:
     for num_tokens, seconds in ((1, 5.0), (2, 4.0), (40, 30.0), (43, 28.0)):
         cost.learn(num_tokens, seconds)
     assert (np.diff(cost.estimate(1, 60)) >= 0).all()
+
+
+def test_a_step_that_was_held_up_makes_no_other_look_free() -> None:
+    cost = StepCost()
+    cost.learn(1, 9.0)
+    cost.learn(5, 8.0)
+    estimated = cost.estimate(1, 9)
+    assert estimated[:5].tolist() == pytest.approx([9 * (1 + LEAST_SLOPE * further) for further in range(5)])
+    assert estimated[8] == pytest.approx(9 * (1 + FIRST_SLOPE * 4))
+    assert choose_lengths([0.1], [16], 1, cost.estimate(1, 17)) == [1]
 
 
 def test_acceptance_is_learned_and_forgotten() -> None:

@@ -34,7 +34,10 @@ STEP_MEMORY = 128
 """For how many steps a measured cost is believed: a machine gets busy, and contexts grow."""
 
 FIRST_SLOPE = 0.1
-"""What a further token costs, as a share of a step, where no step with as many tokens was measured."""
+"""What a further token costs at least, as a share of a step, where no step with as many tokens was measured."""
+
+LEAST_SLOPE = 0.04
+"""The same where one was: steps that something else held up make others look cheap."""
 
 
 class Acceptance:
@@ -106,21 +109,17 @@ class StepCost:
         return learned_at is not None and self._num_steps - learned_at < STEP_MEMORY
 
     def estimate(self, fewest: int, most: int) -> NDArray[np.float64]:
-        """Seconds of a step with each number of tokens from `fewest` to `most`, rising; something must be known."""
+        """Seconds of a step with each number of tokens from `fewest`, which is known, to `most`, rising."""
         sizes = sorted(size for size in self._medians if self.knows(size))
         seconds = np.maximum.accumulate([self._medians[size] for size in sizes])
         wanted = np.arange(fewest, most + 1)
         estimated: NDArray[np.float64] = np.interp(wanted, sizes, seconds)
-        largest = sizes[-1]
-        slope = self._slope(sizes, seconds)
-        return np.where(wanted > largest, seconds[-1] + slope * (wanted - largest), estimated)
-
-    @staticmethod
-    def _slope(sizes: list[int], seconds: NDArray[np.float64]) -> float:
-        """What a token beyond the largest size known costs: as much as one before it did, if that is known."""
+        largest, slope = sizes[-1], float(seconds[-1]) * min(FIRST_SLOPE, 1 / sizes[-1])
         if len(sizes) > 1:
-            return float((seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0]))
-        return float(seconds[-1]) * min(FIRST_SLOPE, 1 / sizes[-1])
+            slope = max(slope, float((seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0])))
+        estimated = np.where(wanted > largest, seconds[-1] + slope * (wanted - largest), estimated)
+        least: NDArray[np.float64] = estimated[0] * (1 + min(LEAST_SLOPE, 0.5 / fewest) * (wanted - fewest))
+        return np.maximum(least, estimated, out=least)
 
 
 def _rounded(num_tokens: int) -> int:

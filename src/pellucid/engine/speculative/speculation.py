@@ -150,8 +150,9 @@ class Speculation:
         prepared = self._clock()
         guesses = self._drafter.propose(sequences, limits)
         end = self._clock()
-        without, verifying = self._step_cost.estimate(plan.num_tokens, plan.num_tokens + sum(limits))[[0, -1]]
-        self._debt = (end - start + float(verifying - without)) / PROBE_SHARE
+        seconds = self._step_cost.estimate(plan.num_tokens, plan.num_tokens + sum(limits))
+        verifying = float(seconds[-1] - seconds[0])
+        self._debt = (end - start + verifying) / PROBE_SHARE
         longest = max(map(len, guesses), default=0)
         if longest:
             taken = (end - prepared) / longest
