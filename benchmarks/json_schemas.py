@@ -1,12 +1,14 @@
 """Varied JSON schemas from a seed: nested objects, $ref, enums, patterns, formats, alternatives, arrays, ranges.
 
-All are bounded, so that even a model of random weights comes to the end of an answer.
+All are bounded, so that even a model of random weights comes to the end of an answer, and one that repeats itself too.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 Schema = dict[str, Any]
@@ -87,10 +89,10 @@ class SchemaMaker:
         return schema
 
     def _number(self) -> Schema:
-        low = self._random.choice((-2.5, 0, 0.125, 10))
-        if self._random.random() < 0.5:
-            return {"type": "number", "exclusiveMinimum": low, "maximum": low + self._random.choice((1.5, 99.75))}
-        return {"type": "number", "minimum": low, "maximum": low + self._random.choice((0.5, 1, 99.75))}
+        """A multiple, since the digits of any other number may go on for ever."""
+        low = self._random.choice((-2.5, 0, 0.25, 10))
+        name = self._random.choice(("minimum", "exclusiveMinimum"))
+        return {"type": "number", name: low, "maximum": low + self._random.choice((1.5, 99.75)), "multipleOf": 0.25}
 
     def _nullable(self) -> Schema:
         return {"type": ["string", "null"], "maxLength": self._random.randrange(1, 10)}
@@ -168,22 +170,39 @@ class SchemaMaker:
         return {"$ref": f"#/$defs/{name}"}
 
     def _list(self, depth: int) -> Schema:
-        """A recursive definition: a linked list."""
-        name = f"node{len(self._definitions)}"
-        self._definitions[name] = {}
-        self._definitions[name] = {
-            "type": "object",
-            "properties": {
-                "value": self._any(self._max_depth),
-                "next": {"anyOf": [{"type": "null"}, {"$ref": f"#/$defs/{name}"}]},
-            },
-            "required": ["value", "next"],
-            "additionalProperties": False,
-        }
-        return {"$ref": f"#/$defs/{name}"}
+        """Definitions that each refer to the next one: a linked list of up to three."""
+        first = len(self._definitions)
+        for number in range(first, first + 3):
+            after = {"$ref": f"#/$defs/node{number + 1}"} if number < first + 2 else {"type": "null"}
+            self._definitions[f"node{number}"] = {
+                "type": "object",
+                "properties": {"value": self._any(self._max_depth), "next": {"anyOf": [{"type": "null"}, after]}},
+                "required": ["value", "next"],
+                "additionalProperties": False,
+            }
+        return {"$ref": f"#/$defs/node{first}"}
 
 
 def make_schemas(count: int, seed: int = 0) -> list[Schema]:
     """`count` schemas."""
     maker = SchemaMaker(seed)
     return [maker.make() for _ in range(count)]
+
+
+def validate(text: str, schema: Schema) -> None:
+    """Check an answer with the jsonschema package, formats included.
+
+    Raises:
+        ValueError: it is no JSON.
+        jsonschema.ValidationError: it does not hold to `schema`.
+    """
+    import jsonschema
+
+    formats = jsonschema.FormatChecker(("ipv4", "ipv6", "uuid"))
+    formats.checks("date", ValueError)(_is_date)
+    jsonschema.Draft202012Validator(schema, format_checker=formats).validate(json.loads(text))
+
+
+def _is_date(value: object) -> bool:
+    """RFC 3339 has a year 0000, which Python lacks; it is a leap year, as 2000 is."""
+    return not isinstance(value, str) or date.fromisoformat(value.replace("0000-", "2000-", 1)) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.json_schemas import make_schemas
+from benchmarks.json_schemas import make_schemas, validate
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.decoding import grammar_compiler
@@ -83,11 +82,32 @@ def test_brackets_balance() -> None:
 
 
 def test_json_answers_hold_to_their_schema() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    formats = jsonschema.FormatChecker(("date", "ipv4", "ipv6", "uuid"))
+    pytest.importorskip("jsonschema")
     for schema in make_schemas(60, seed=7):
         for text in random_texts(TOKENIZER, count=1, max_tokens=2000, json=schema):
-            jsonschema.Draft202012Validator(schema, format_checker=formats).validate(json.loads(text))
+            validate(text, schema)
+
+
+def test_json_answers_hold_to_a_recursive_schema() -> None:
+    pytest.importorskip("jsonschema")
+    tree = {
+        "$defs": {
+            "tree": {
+                "type": "object",
+                "properties": {
+                    "v": {"enum": [1, 2]},
+                    "of": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 1},
+                },
+                "required": ["v", "of"],
+                "additionalProperties": False,
+            }
+        },
+        "$ref": "#/$defs/tree",
+    }
+    texts = random_texts(TOKENIZER, count=40, json=tree)
+    for text in texts:
+        validate(text, tree)
+    assert max(text.count("[") for text in texts) > 2
 
 
 def test_any_json_object_and_any_json() -> None:

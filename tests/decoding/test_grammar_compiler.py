@@ -17,6 +17,7 @@ from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.decoding import grammar_compiler
 from pellucid.decoding.grammar import Grammar
 from pellucid.decoding.grammar_compiler import GrammarCompiler
+from pellucid.tokenizer import Tokenizer
 from tests.support.grammars import compiled
 from tests.support.tokenizers import byte_level_tokenizer
 
@@ -110,6 +111,7 @@ class BlockedCompiler(GrammarCompiler):
 
 def test_nobody_waits_longer_than_the_time_limit() -> None:
     compiler = BlockedCompiler()
+    compiler.prepare().result(60)
     others = [compiler.submit(StructuredOutputsParams(choice=[text])) for text in "ab"]
     for _ in others:
         compiler.begun.acquire()
@@ -122,6 +124,27 @@ def test_nobody_waits_longer_than_the_time_limit() -> None:
     compiler.released.set()
     assert others[1].result(60).vocab_size == TOKENIZER.vocab_size
     assert compiler.compile(AB, seconds=60)
+
+
+def test_the_time_of_a_grammar_begins_once_the_vocabulary_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    build, submit = grammar_compiler.build_vocabulary, GrammarCompiler.submit
+
+    def built(tokenizer: Tokenizer) -> Any:
+        vocabulary = build(tokenizer)
+        order.append("vocabulary")
+        return vocabulary
+
+    def submitted(compiler: GrammarCompiler, params: StructuredOutputsParams) -> Any:
+        order.append("grammar")
+        return submit(compiler, params)
+
+    monkeypatch.setattr(grammar_compiler, "build_vocabulary", built)
+    monkeypatch.setattr(GrammarCompiler, "submit", submitted)
+    compiler = GrammarCompiler(TOKENIZER)
+    compiler.compile(AB, 60)
+    compiler.compile(StructuredOutputsParams(choice=["x"]), 60)
+    assert order == ["vocabulary", "grammar", "grammar"]
 
 
 def test_compiling_goes_on_in_a_forked_child() -> None:

@@ -58,25 +58,28 @@ class GrammarCompiler:
                 model has no end-of-sequence token.
             QueueFullError: others are being compiled all that time.
         """
+        self.prepare().result()
         future = self.submit(params)
         try:
             return future.result(seconds)
         except TimeoutError:
             raise self.too_slow(future, seconds) from None
 
+    def prepare(self) -> Future[LLTokenizer]:
+        """The vocabulary, once it is there: what the first grammar waits for beside its own compilation. Whoever calls
+        `submit` waits for this first, so that the time it takes is not that of the grammar. Raises InvalidRequestError
+        from the future if the model has no end-of-sequence token."""
+        if self._vocabulary is None:
+            return self._submit(self._get_vocabulary)
+        return _done(self._vocabulary)
+
     def submit(self, params: StructuredOutputsParams) -> Future[Grammar]:
         """The grammar of `params`, once it is there. Raises from the future as `compile`, except for the time."""
-        from concurrent.futures import Future  # here, as all that plain requests do not need
-
         with self._lock:
             grammar = self._grammars.get(params)
             if grammar is not None:
                 self._grammars.move_to_end(params)
-        if grammar is None:
-            return self._submit(partial(self._compile, params))
-        done: Future[Grammar] = Future()
-        done.set_result(grammar)
-        return done
+        return self._submit(partial(self._compile, params)) if grammar is None else _done(grammar)
 
     @staticmethod
     def too_slow(future: Future[Grammar], seconds: float) -> PellucidError:
@@ -109,7 +112,7 @@ class GrammarCompiler:
         return self._submit(partial(self._matcher, params)).result()
 
     def _submit(self, function: Callable[[], T]) -> Future[T]:
-        from concurrent.futures import ThreadPoolExecutor
+        from concurrent.futures import ThreadPoolExecutor  # here, as all that plain requests do not need
 
         with self._lock:
             if self._process != os.getpid():  # forked: the threads stayed behind, with whatever they held
@@ -142,6 +145,14 @@ class GrammarCompiler:
             if self._vocabulary is None:
                 self._vocabulary = build_vocabulary(self._tokenizer)
             return self._vocabulary
+
+
+def _done(result: T) -> Future[T]:
+    from concurrent.futures import Future
+
+    done: Future[T] = Future()
+    done.set_result(result)
+    return done
 
 
 _stack_lock = threading.Lock()

@@ -302,6 +302,7 @@ class AsyncEngine:
 
     async def _compile(self, structured_outputs: StructuredOutputsParams) -> Grammar:
         """The grammar of a request. Neither the loop nor the tokenizer threads wait for it."""
+        await asyncio.shield(asyncio.wrap_future(self._engine.grammars.prepare()))
         compiling = self._engine.grammars.submit(structured_outputs)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_SECONDS)
