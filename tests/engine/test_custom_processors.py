@@ -13,7 +13,7 @@ from pellucid.core.errors import InvalidRequestError
 from pellucid.core.outputs import RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.custom_processors import CustomProcessor
-from pellucid.engine.llm_engine import LLMEngine
+from pellucid.engine.step_runner import StepRunner
 from tests.support.engines import make_engine
 from tests.support.fake_backend import VOCAB_SIZE
 from tests.support.mutants import mutant
@@ -199,8 +199,8 @@ def test_mutant_failing_the_whole_step_is_caught(monkeypatch: pytest.MonkeyPatch
 
 
 def test_mutant_keeping_what_failed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    forgetful = mutant(LLMEngine._compute, "if result.failures:", "if False:")
-    monkeypatch.setattr(LLMEngine, "_compute", forgetful)
+    forgetful = mutant(StepRunner.run, "if result.failures:", "if False:")
+    monkeypatch.setattr(StepRunner, "run", forgetful)
     with pytest.raises(AssertionError):
         test_a_defect_fails_its_own_request_alone(*DEFECTS[0])
 

@@ -490,7 +490,7 @@ def test_logits_are_those_of_generation() -> None:
         engine.step()
     sequence = engine.scheduler.running[0]
     tokens = list(sequence.token_ids)
-    logits = engine.logits(tokens)
+    logits = engine.alone.logits(tokens)
     assert logits.shape == (len(tokens), VOCAB_SIZE)
     assert logits.dtype == np.float32
     assert logits.argmax(axis=1)[2:-1].tolist() == tokens[3:]
@@ -503,13 +503,13 @@ def test_logits_make_room_and_refuse() -> None:
     engine.add_request("x", [1] * 300, SamplingParams(max_tokens=5))
     engine.step()
     engine.step()
-    assert len(engine.logits([1] * 512)) == 512
+    assert len(engine.alone.logits([1] * 512)) == 512
     engine.run()
     assert engine.replies["x"].metrics.preemptions == 1
     with pytest.raises(ContextLengthError, match="513 tokens"):
-        engine.logits([1] * 513)
+        engine.alone.logits([1] * 513)
     with pytest.raises(InvalidRequestError, match="empty"):
-        engine.logits([])
+        engine.alone.logits([])
     engine.scheduler.check_idle()
 
 

@@ -53,7 +53,7 @@ def answer(engine: CheckedEngine, prompt: list[int] = PROMPT, **params: Any) -> 
 
 def expected(prompt: list[int], count: int, engine: CheckedEngine | None = None) -> list[dict[int, Logprob] | None]:
     """From all the logits of the prompt."""
-    logits = (engine or make_engine()).logits(prompt)
+    logits = (engine or make_engine()).alone.logits(prompt)
     entries: list[dict[int, Logprob] | None] = [None]
     for row, token_id in zip(logits, prompt[1:], strict=False):
         top = descending(row)[:count].tolist()

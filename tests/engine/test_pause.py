@@ -139,7 +139,7 @@ def test_paused_requests_give_up_their_blocks_first(when: str) -> None:
         for _ in range(4):
             engine.step()
     else:
-        engine.logits([3] * 300)
+        engine.alone.logits([3] * 300)
     engine.scheduler.check_integrity()
     assert [sequence.num_computed_tokens > 0 for sequence in engine.scheduler.paused] == [when == "growing", False]
     engine.resume("paused")

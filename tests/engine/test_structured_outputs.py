@@ -215,7 +215,7 @@ def test_plain_requests_cost_nothing_more(model: Path, monkeypatch: pytest.Monke
     with LLM(model, threads=1, max_model_len=200) as plain:
         plain.generate("x", SamplingParams(max_tokens=3))
         engine = plain._engine
-        assert engine.grammars._threads is None
+        assert engine.intake.grammars._threads is None
         assert engine._constraints._grammars._workers is None
         assert not engine._constraints
 

@@ -40,9 +40,9 @@ from pellucid.core.validation import INT32_MAX, check_integer
 from pellucid.decoding.grammar import Grammar
 from pellucid.decoding.grammar_compiler import COMPILE_SECONDS
 from pellucid.engine.async_request import AsyncRequest, AsyncTokenStream, Item
-from pellucid.engine.llm_engine import Message, Prompt, PromptLike
 from pellucid.engine.loading import load_engine
 from pellucid.engine.output_processor import StepOutput
+from pellucid.engine.request_intake import Message, Prompt, PromptLike
 from pellucid.engine.step_guard import guard_steps, let_forks_pass
 
 if TYPE_CHECKING:
@@ -272,8 +272,8 @@ class AsyncEngine:
     ) -> AsyncRequest:
         if sampling_params is None:
             sampling_params = SamplingParams()
-        self._engine.check_params(sampling_params, capture, stream=stream)
-        self._engine.check_options(priority, cache_salt)
+        self._engine.intake.check_params(sampling_params, capture, stream=stream)
+        self._engine.intake.check_options(priority, cache_salt)
         if request_id is None:
             request_id = f"request-{next(self._request_numbers)}"
         elif not isinstance(request_id, str):
@@ -302,12 +302,13 @@ class AsyncEngine:
 
     async def _compile(self, structured_outputs: StructuredOutputsParams) -> Grammar:
         """The grammar of a request. Neither the loop nor the tokenizer threads wait for it."""
-        await asyncio.shield(asyncio.wrap_future(self._engine.grammars.prepare()))
-        compiling = self._engine.grammars.submit(structured_outputs)
+        grammars = self._engine.intake.grammars
+        await asyncio.shield(asyncio.wrap_future(grammars.prepare()))
+        compiling = grammars.submit(structured_outputs)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_SECONDS)
         except TimeoutError:
-            raise self._engine.grammars.too_slow(compiling, COMPILE_SECONDS) from None
+            raise grammars.too_slow(compiling, COMPILE_SECONDS) from None
 
     def _has_read(self, request: AsyncRequest) -> None:
         """Let a paused request go on, if enough of it was read."""
@@ -328,7 +329,9 @@ class AsyncEngine:
             if request.request_id in self._requests:
                 raise InvalidRequestError(f"request_id {request.request_id!r} is in use", param="request_id")
             self._engine.scheduler.check_queue(self._num_coming)
-            prepared = self._tokenizers.submit(self._engine.prepare, prompt, request.sampling_params.negative_prompt)
+            prepared = self._tokenizers.submit(
+                self._engine.intake.prepare, prompt, request.sampling_params.negative_prompt
+            )
             self._requests[request.request_id] = request
             self._num_coming += 1
         return prepared

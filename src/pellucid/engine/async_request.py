@@ -12,7 +12,7 @@ from pellucid.core.capture import CaptureParams
 from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
-from pellucid.engine.llm_engine import Message, PromptLike
+from pellucid.engine.request_intake import Message, PromptLike
 
 if TYPE_CHECKING:
     from pellucid.engine.async_engine import AsyncEngine

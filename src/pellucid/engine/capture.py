@@ -29,6 +29,23 @@ CAPTURE_MEMORY_SHARE = 0.5
 """Share of the memory that is free when a request comes that its captures, with those of others, may take."""
 
 
+def check_capture(params: CaptureParams, sampling_params: SamplingParams, spec: ModelSpec) -> None:
+    """Check what the model can tell of a wish before the prompt is known.
+
+    Raises:
+        InvalidRequestError: a layer or head that the model does not have, or several continuations.
+    """
+    if not isinstance(params, CaptureParams):
+        raise InvalidRequestError(f"capture must be a CaptureParams, not {shown(params)}", param="capture")
+    if sampling_params.num_sequences > 1:
+        name = "n" if sampling_params.best_of is None else "best_of"
+        raise InvalidRequestError(
+            f"{name} is {sampling_params.num_sequences}, but a capture is of one continuation: ask for {name} = 1",
+            param=name,
+        )
+    CaptureSelection(params, spec)
+
+
 class CaptureBook:
     """What capturing requests have asked for and been given. False while there are none, which is all it costs others.
 
@@ -45,22 +62,6 @@ class CaptureBook:
 
     def __bool__(self) -> bool:
         return bool(self._collectors)
-
-    def check(self, params: CaptureParams, sampling_params: SamplingParams) -> None:
-        """Check what the model can tell of a wish before the prompt is known.
-
-        Raises:
-            InvalidRequestError: a layer or head that the model does not have, or several continuations.
-        """
-        if not isinstance(params, CaptureParams):
-            raise InvalidRequestError(f"capture must be a CaptureParams, not {shown(params)}", param="capture")
-        if sampling_params.num_sequences > 1:
-            name = "n" if sampling_params.best_of is None else "best_of"
-            raise InvalidRequestError(
-                f"{name} is {sampling_params.num_sequences}, but a capture is of one continuation: ask for {name} = 1",
-                param=name,
-            )
-        CaptureSelection(params, self._spec)
 
     def open(self, group: SequenceGroup, params: CaptureParams) -> None:
         """Begin to collect for a request; a refusal leaves nothing behind.

@@ -15,11 +15,22 @@ from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.decoding.contrast import dola, premature_layers
 from pellucid.decoding.token_mask import TokenMask
+from pellucid.models.spec import ModelSpec
 
 MAX_PROJECTED = 64
 """Hidden states whose logits are held at a time, or those of one row where they are more."""
 
 _NONE = np.empty(0, np.int32)
+
+
+def contrasted_layers(params: SamplingParams, spec: ModelSpec) -> list[int]:
+    """The layers that a request with `dola_layers` may contrast with (`decoding.contrast.premature_layers`).
+
+    Raises:
+        InvalidRequestError: one that the model does not have before its last.
+    """
+    assert params.dola_layers is not None
+    return premature_layers(params.dola_layers, len(spec.layers), spec.tie_word_embeddings)
 
 
 class LayerContrast:
@@ -35,19 +46,9 @@ class LayerContrast:
     def __bool__(self) -> bool:
         return bool(self._points)
 
-    def layers(self, params: SamplingParams) -> list[int]:
-        """The layers that a request with `dola_layers` may contrast with (`decoding.contrast.premature_layers`).
-
-        Raises:
-            InvalidRequestError: one that the model does not have before its last.
-        """
-        assert params.dola_layers is not None
-        spec = self._backend.spec
-        return premature_layers(params.dola_layers, len(spec.layers), spec.tie_word_embeddings)
-
     def open(self, group: SequenceGroup) -> None:
         """From now on the rows of `group` are contrasted, until `close`."""
-        self._points[group] = 2 * np.array(self.layers(group.sampling_params), np.int32)
+        self._points[group] = 2 * np.array(contrasted_layers(group.sampling_params, self._backend.spec), np.int32)
 
     def close(self, group: SequenceGroup) -> None:
         """No effect on a group that was not opened."""

@@ -36,11 +36,11 @@ from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
 from pellucid.engine.interrupts import DeferInterrupt
-from pellucid.engine.llm_engine import Message, Prompt, PromptLike, is_conversation
 from pellucid.engine.loading import load_engine
 from pellucid.engine.offline import GenerateStream, OfflineRun, paired
 from pellucid.engine.output_processor import StepOutput
 from pellucid.engine.progress import GenerateProgress
+from pellucid.engine.request_intake import Message, Prompt, PromptLike, is_conversation
 from pellucid.engine.step_guard import guard_steps
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class LLM:
             total = len(prompts)
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = sampling_params or SamplingParams()
-            self._engine.check_params(sampling_params, capture)
+            self._engine.intake.check_params(sampling_params, capture)
         elif not isinstance(sampling_params, Iterable):
             raise InvalidRequestError(
                 "sampling_params must be a SamplingParams or an iterable of them", param="sampling_params"
@@ -265,8 +265,8 @@ class LLM:
             BackendError: from the iterator, if computing fails.
         """
         params = sampling_params or SamplingParams()
-        self._engine.check_params(params, capture)
-        prepared = self._engine.with_grammar(self._engine.prepare(prompt), params)
+        self._engine.intake.check_params(params, capture)
+        prepared = self._engine.intake.with_grammar(self._engine.intake.prepare(prompt), params)
         inbox: Inbox = deque()
         with self._exclusive():
             request_id = self._add(prepared, params, inbox, stream=True, capture=capture)
@@ -282,7 +282,7 @@ class LLM:
             BackendError: the backend failed.
         """
         with self._exclusive():
-            return self._engine.logits(token_ids)  # type: ignore[arg-type]
+            return self._engine.alone.logits(token_ids)  # type: ignore[arg-type]
 
     def save_prefix(
         self, prefix: PromptLike | ListLike[Message], path: str | os.PathLike[str], *, include_kv: bool = True
@@ -311,7 +311,7 @@ class LLM:
             messages = list(prefix)
             token_ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=False)
         else:
-            token_ids = self._engine.prepare(prefix).token_ids
+            token_ids = self._engine.intake.prepare(prefix).token_ids
         store = self._prefix_store
         saving = store.begin(token_ids, messages=messages, include_kv=include_kv)
         store.model_sha256()  # which may take a while: not while the engine waits
@@ -377,9 +377,9 @@ class LLM:
     ) -> list[RequestOutput]:
         params = _one_each(sampling_params, len(prompts))
         for distinct in {id(each): each for each in params}.values():
-            self._engine.check_params(distinct, capture)
+            self._engine.intake.check_params(distinct, capture)
             if distinct.structured_outputs is not None:
-                self._engine.grammars.compile(distinct.structured_outputs)
+                self._engine.intake.grammars.compile(distinct.structured_outputs)
         prepared = [self._prepare(prompt, index, len(prompts)) for index, prompt in enumerate(prompts)]
         replies: list[RequestOutput | None] = [None] * len(prompts)
         with (
@@ -411,7 +411,7 @@ class LLM:
 
     def _prepare(self, prompt: PromptLike, index: int, count: int) -> Prompt:
         try:
-            return self._engine.prepare(prompt)
+            return self._engine.intake.prepare(prompt)
         except InvalidRequestError as error:
             if count == 1:
                 raise

@@ -13,8 +13,8 @@ from pellucid.core.capture import CaptureParams
 from pellucid.core.errors import CapacityError, InvalidRequestError, PellucidError, QueueFullError
 from pellucid.core.outputs import CompletionOutput, RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
-from pellucid.engine.llm_engine import Prompt
 from pellucid.engine.progress import GenerateProgress
+from pellucid.engine.request_intake import Prompt
 
 if TYPE_CHECKING:
     from pellucid.engine.llm import LLM
@@ -133,11 +133,13 @@ class OfflineRun:
             self.num_taken += 1
             try:
                 engine = self._llm._engine
-                engine.check_params(sampling_params, self._capture)
+                engine.intake.check_params(sampling_params, self._capture)
                 prepared = (
-                    prompt if isinstance(prompt, Prompt) else engine.prepare(prompt, sampling_params.negative_prompt)
+                    prompt
+                    if isinstance(prompt, Prompt)
+                    else engine.intake.prepare(prompt, sampling_params.negative_prompt)
                 )
-                prepared = engine.with_grammar(prepared, sampling_params)
+                prepared = engine.intake.with_grammar(prepared, sampling_params)
             except (InvalidRequestError, QueueFullError) as error:
                 self._refused.append((number, _refused(number, prompt, sampling_params, error)))
                 return

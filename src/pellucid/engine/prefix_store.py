@@ -118,7 +118,7 @@ class PrefixStore:
             if sequence.num_computed_tokens < end:
                 num_blocks = max(1, self._engine.scheduler.config.max_num_batched_tokens // BLOCK_SIZE)
                 piece_end = min(end, sequence.num_computed_tokens + num_blocks * BLOCK_SIZE)
-                for _ in self._engine.compute_alone(sequence, piece_end):
+                for _ in self._engine.alone.compute(sequence, piece_end):
                     self._cache.commit(sequence)
             return sequence.num_computed_tokens == end
         finally:
@@ -193,7 +193,7 @@ class PrefixStore:
 
     def _sequence(self, token_ids: list[int], num_blocks: int, cache_salt: bytes) -> Sequence:
         """The full blocks, and a token in place of whatever comes after them: a match leaves out the last."""
-        return self._engine.sequence_alone([*token_ids[: num_blocks * BLOCK_SIZE], 0], cache_salt=cache_salt)
+        return self._engine.alone.sequence([*token_ids[: num_blocks * BLOCK_SIZE], 0], cache_salt=cache_salt)
 
     def _first_blocks(self, num_blocks: int) -> list[int]:
         """Of each KV group, the first block that a token after `num_blocks` blocks sees."""

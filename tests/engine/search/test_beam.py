@@ -193,7 +193,7 @@ def test_min_tokens_and_ignore_eos() -> None:
 def test_the_sum_of_log_probabilities_is_that_of_the_tokens() -> None:
     engine = make_engine()
     for output in answer(beams(n=4, max_tokens=10, num_beam_groups=2, diversity_penalty=5.0)):
-        logits = engine.logits([5, 6, 7, *output.token_ids])[2:-1].astype(np.float64)
+        logits = engine.alone.logits([5, 6, 7, *output.token_ids])[2:-1].astype(np.float64)
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         own = logprobs[np.arange(len(output.token_ids)), output.token_ids]
         assert output.cumulative_logprob == pytest.approx(own.sum(), abs=1e-5)

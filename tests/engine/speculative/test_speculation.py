@@ -241,7 +241,7 @@ def test_verdicts_tell_what_spoke_for_each_guess(temperature: float) -> None:
         assert drafts[:count] == verdict.chosen_token_ids[:count]
         assert count == len(drafts) or drafts[count] != verdict.chosen_token_ids[count]
         context = PROMPT + answer[:begin] + drafts
-        rows = engine.logits(context)[-1 - len(drafts) : -1].astype(np.float64)
+        rows = engine.alone.logits(context)[-1 - len(drafts) : -1].astype(np.float64)
         expected = [distribution(row, 9 if temperature else 1)[draft] for row, draft in zip(rows, drafts, strict=True)]
         assert verdict.target_probabilities == pytest.approx(expected, abs=1e-6)
         if temperature:
