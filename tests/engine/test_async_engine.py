@@ -276,7 +276,7 @@ def test_a_full_queue_refuses(backend: GatedBackend) -> None:
 def test_waiting_too_long_is_refused(backend: GatedBackend) -> None:
     async def work(engine: AsyncEngine) -> None:
         now = [0.0]
-        engine._engine._clock = lambda: now[0]
+        engine._engine._clock = engine._engine._step_runner._clock = lambda: now[0]
         backend.close_gate()
         first = asyncio.create_task(engine.complete("x", GREEDY))
         await backend.arrived()
@@ -298,7 +298,7 @@ def test_times_count_from_the_call(backend: GatedBackend) -> None:
 
     async def work(engine: AsyncEngine) -> None:
         now = [0.0]
-        engine._engine._clock = lambda: now[0]
+        engine._engine._clock = engine._engine._step_runner._clock = lambda: now[0]
         backend.close_gate()
         first = asyncio.create_task(engine.complete("x", GREEDY))
         await backend.arrived()
