@@ -186,3 +186,38 @@ def test_the_book_costs_nothing_where_nobody_asks() -> None:
     assert second is not None
     book.close(group)
     assert not book
+
+
+DEAD_ENDS: dict[str, Any] = {"allowed_token_ids": ids("ab"), "bad_words": ["aa", "ab"], "temperature": 0, "seed": None}
+
+
+def test_beams_that_come_to_nothing_are_left() -> None:
+    """Nothing may follow an `a`; only as the last token is one possible."""
+    engine = make_engine()
+    engine.add_request("x", PROMPT, SamplingParams(max_tokens=6, num_beams=3, n=3, **DEAD_ENDS))
+    engine.run()
+    reply = engine.replies["x"]
+    assert reply.error is None
+    texts = [completion.text for completion in reply.outputs]
+    assert sorted(texts)[-2:] == ["bbbbba", "bbbbbb"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "search",
+    [{"num_beams": 2, "banned_token_ids": ids("b")}, {"penalty_alpha": 0.5, "top_k": 2}, {"guidance_scale": 2.0}],
+)
+def test_a_search_that_comes_to_nothing_fails_alone(search: dict[str, Any], stream: bool) -> None:
+    engine = make_engine()
+    engine.add_request("other", PROMPT, SamplingParams(max_tokens=20, seed=5, ignore_eos=True))
+    params = SamplingParams(max_tokens=20, logit_bias={ids("a")[0]: 100}, **DEAD_ENDS, **search)
+    engine.add_request("x", PROMPT, params, stream=stream)
+    engine.run()
+    reply = engine.replies["x"]
+    assert isinstance(reply.error, InvalidRequestError)
+    assert "rule out every token after 1 tokens" in reply.error.message
+    (completion,) = reply.outputs
+    assert (completion.text, completion.finish_reason) == ("a", "error")
+    if stream:
+        assert "".join(token.text for token in engine.tokens["x"]) == "a"
+    assert engine.replies["other"].outputs == [answer(max_tokens=20, seed=5)]

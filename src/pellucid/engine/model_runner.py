@@ -159,10 +159,18 @@ class ModelRunner:
             if sampling.masks is None and sampling.tokens is None:
                 return sampled
         if NOTHING_ALLOWED in sampled.token_ids:
-            for (sequence, token_ids), chosen in zip(_rows(samples, draft_offsets), sampled.token_ids, strict=True):
-                if chosen == NOTHING_ALLOWED:
-                    result.failures.setdefault(sequence.group, nothing_left(sequence, token_ids))
+            rows = zip(_rows(samples, draft_offsets), sampled.token_ids != NOTHING_ALLOWED, strict=True)
+            self._fail_without_choice(list(rows), result)
         return sampled
+
+    @staticmethod
+    def _fail_without_choice(rows: list[tuple[Row, np.bool_]], result: StepResult) -> None:
+        """Fail the requests with a row that has no token to choose; a search only where none of its rows has, since it
+        may go on from the others."""
+        searching = {row[0].group for row, has_choice in rows if has_choice and row[0].group.is_lockstep}
+        for (sequence, token_ids), has_choice in rows:
+            if not has_choice and sequence.group not in searching:
+                result.failures.setdefault(sequence.group, nothing_left(sequence, token_ids))
 
     def _choose(self, logits: NDArray[np.float32], sampling: SamplingBatch, result: StepResult) -> SampledTokens:
         if result.odds is not None:

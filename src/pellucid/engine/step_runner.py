@@ -89,8 +89,10 @@ class StepRunner:
         self._counters.output_tokens += len(settled)
         for answer, row in settled:
             self._output_processor.settle(answer, row, now, output)
-        for group in over:
-            self._output_processor.finish_early(group, [], output)
+        for group, error in over.items():
+            if group in self._searches:  # else a stop string has just ended it
+                self._scheduler.finish_group(group, "stop" if error is None else "error", error=error)
+                self._output_processor.finish_early(group, [], output)
 
     def _take_in_drafted(
         self, plan: Plan, token_ids: list[int], sampled: SampledTokens, output: StepOutput, odds: DraftOdds | None

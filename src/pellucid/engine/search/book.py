@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pellucid.core.batch import SAMPLING_DTYPE, SampledTokens
+from pellucid.core.batch import NOTHING_ALLOWED, SAMPLING_DTYPE, SampledTokens
+from pellucid.core.errors import PellucidError
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
+from pellucid.engine.constraints import nothing_left
 from pellucid.engine.guidance import Guidance
 from pellucid.engine.scheduler import Plan, Scheduler, ending_of
 from pellucid.engine.search.base import GroupSearch, Hypothesis, SampledRow, TokenSearch
@@ -78,6 +80,10 @@ class SearchBook:
                 _answer(group, index, hypothesis, first) for index, hypothesis in enumerate(entry.search.answers())
             ]
 
+    def __contains__(self, group: SequenceGroup) -> bool:
+        """Whether a request has a search that was not closed yet."""
+        return group in self._entries
+
     def settles_tokens(self, group: SequenceGroup) -> bool:
         """Whether the answer of `group` is told token by token."""
         return self._entries[group].answer is not None
@@ -98,14 +104,15 @@ class SearchBook:
 
     def advance(
         self, rows_of: dict[SequenceGroup, list[SampledRow]], now: float
-    ) -> tuple[list[tuple[Sequence, SampledRow]], list[SequenceGroup]]:
+    ) -> tuple[list[tuple[Sequence, SampledRow]], dict[SequenceGroup, PellucidError | None]]:
         """Ask each search how to go on, after the scheduler took in the step.
 
         Returns:
-            The answers that have one more token, each with the row it was chosen from; and the groups whose search is
-            over, which were ended.
+            The answers that have one more token, each with the row it was chosen from; and the groups to be ended after
+            that, since their search is over, with the error where it found no way on.
         """
-        settled, over = [], []
+        settled: list[tuple[Sequence, SampledRow]] = []
+        over: dict[SequenceGroup, PellucidError | None] = {}
         for group, rows in rows_of.items():
             entry = self._entries[group]
             group.num_decode_tokens += len(rows) if entry.is_begun else 0
@@ -121,10 +128,18 @@ class SearchBook:
                 group.step_times.append(now)
             if continuations:
                 self._scheduler.advance(group, continuations)
+            elif any(row.token_id == NOTHING_ALLOWED for row in rows) and not self._has_all(entry):
+                over[group] = nothing_left(rows[0].sequence, rows[0].sequence.token_ids)
             else:
-                self._scheduler.finish_group(group, "stop")
-                over.append(group)
+                over[group] = None
         return settled, over
+
+    @staticmethod
+    def _has_all(entry: _Entry) -> bool:
+        """Whether a search that is over has its answers: else it found no way on."""
+        if isinstance(entry.search, TokenSearch):
+            return False
+        return all(hypothesis.finish_reason is not None for hypothesis in entry.search.answers())
 
 
 def _settle(answer: Sequence, token_id: int) -> bool:
