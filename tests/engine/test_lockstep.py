@@ -11,8 +11,8 @@ from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.config import SchedulerConfig, num_blocks_for
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
-from pellucid.engine import scheduler as scheduler_module
-from pellucid.engine.lockstep import hold_back
+from pellucid.engine.lockstep import LockstepGroups
+from pellucid.engine.queues import Queues
 from pellucid.engine.scheduler import Plan, Scheduler
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from pellucid.kvcache.cache_manager import CacheManager
@@ -204,8 +204,9 @@ def test_what_goes_apart_is_found_by_its_own_digests() -> None:
 
 
 def test_mutant_digests_of_another_sequence_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = mutant(Scheduler._unfork, "del lead.block_digests[num_shared // BLOCK_SIZE :]", "pass")
-    monkeypatch.setattr(Scheduler, "_unfork", changed)
+    name = "_let_lead_stand_for_all"
+    changed = mutant(getattr(LockstepGroups, name), "del lead.block_digests[num_shared // BLOCK_SIZE :]", "pass")
+    monkeypatch.setattr(LockstepGroups, name, changed)
     with pytest.raises((AssertionError, CacheIntegrityError)):
         test_what_goes_apart_is_found_by_its_own_digests()
 
@@ -228,25 +229,28 @@ def test_the_last_tokens_wait_for_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new"),
+    ("owner", "name", "old", "new"),
     [
-        ("_unfork", "self._leave(sequence)", "pass"),
-        ("_unfork", "self._free(sequence, keep_partial=True)", "pass"),
-        ("advance", "self._free(sequence, keep_partial=False)", "pass"),
-        ("_slots", "len(group.sequences) if sequence is group.lead else 0", "1"),
-        ("_preempt_last_running", "first_of(self.running[-1])", "self.running[-1]"),
-        ("_fork_lockstep", "self._fork_from(lead, sequence)", "pass"),
+        (LockstepGroups, "unfork", "self._queues.stand_back(sequence, keep_partial=True)", "pass"),
+        (LockstepGroups, "unfork", "self._let_lead_stand_for_all(group)", "pass"),
+        (LockstepGroups, "advance", "self._queues.stand_back(sequence, keep_partial=False)", "pass"),
+        (LockstepGroups, "fork", "self._queues.fork(lead, sequence)", "pass"),
+        (Queues, "stand_back", "self.free(sequence, keep_partial=keep_partial)", "pass"),
+        (Queues, "slots", "len(group.sequences) if sequence is group.lead else 0", "1"),
+        (Scheduler, "_preempt_last_running", "first_of(self.running[-1])", "self.running[-1]"),
     ],
 )
-def test_mutants_are_caught(name: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = mutant(getattr(Scheduler, name), old, new)
-    monkeypatch.setattr(Scheduler, name, staticmethod(changed) if name == "_slots" else changed)
+def test_mutants_are_caught(owner: type, name: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = mutant(getattr(owner, name), old, new)
+    monkeypatch.setattr(owner, name, staticmethod(changed) if name == "slots" else changed)
     with pytest.raises((CacheIntegrityError, AssertionError, ValueError, IndexError)):
         random_runs(range(8))
 
 
 def test_mutant_that_holds_nobody_back_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence that is computed to the end before the others of its group are."""
-    monkeypatch.setattr(scheduler_module, "hold_back", mutant(hold_back, "num_held = 1\n", "num_held = 0\n"))
+    monkeypatch.setattr(
+        LockstepGroups, "hold_back", mutant(LockstepGroups.hold_back, "num_held = 1\n", "num_held = 0\n")
+    )
     with pytest.raises(CacheIntegrityError, match="computed to the end without the others"):
         test_the_last_tokens_wait_for_each_other()

@@ -15,6 +15,7 @@ from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import SequenceGroup
 from pellucid.core.trace import StepDone
 from pellucid.engine.llm_engine import LLMEngine
+from pellucid.engine.queues import Queues
 from pellucid.engine.scheduler import Scheduler
 from tests.support.counting import count_steps
 from tests.support.engines import CheckedEngine, make_engine
@@ -93,18 +94,18 @@ def test_counts_are_those_of_what_was_computed() -> None:
         assert sum(getattr(metrics.counters, field) for metrics in totals) > 0, f"too tame: no {field}"
 
 
-@pytest.mark.parametrize("forgetful", ["_free", "_fork", "_admit"])
-def test_mutants_that_forget_to_count_are_caught(monkeypatch: pytest.MonkeyPatch, forgetful: str) -> None:
-    original: Any = getattr(Scheduler, forgetful)
+@pytest.mark.parametrize(("owner", "forgetful"), [(Queues, "free"), (Scheduler, "_fork"), (Scheduler, "_admit")])
+def test_mutants_that_forget_to_count_are_caught(monkeypatch: pytest.MonkeyPatch, owner: type, forgetful: str) -> None:
+    original: Any = getattr(owner, forgetful)
 
-    def forget(self: Scheduler, *args: Any, **options: Any) -> None:
+    def forget(self: Any, *args: Any, **options: Any) -> None:
         groups = {sequence.group for sequence in (*self.running, *self.waiting, *self.paused)}
         before: dict[SequenceGroup, int] = {group: group.num_computed_elsewhere for group in groups}
         original(self, *args, **options)
         for group, count in before.items():
             group.num_computed_elsewhere = count
 
-    monkeypatch.setattr(Scheduler, forgetful, forget)
+    monkeypatch.setattr(owner, forgetful, forget)
     runs = [run_random_schedule(seed) for seed in range(12)]
     with pytest.raises(AssertionError):
         [check_counts(*run) for run in runs]

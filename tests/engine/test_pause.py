@@ -11,6 +11,7 @@ from pellucid.core.errors import EngineError
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence
 from pellucid.engine.output_processor import OutputProcessor
+from pellucid.engine.queues import Queues
 from pellucid.engine.scheduler import Scheduler
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from tests.support.engines import CheckedEngine, answer_alone, make_engine
@@ -168,16 +169,16 @@ def leak(self: Scheduler, sequence: Sequence) -> None:
     sequence.block_tables = []
 
 
-def stay(self: Scheduler, sequence: Sequence) -> None:
+def stay(self: Queues, sequence: Sequence) -> None:
     """Leaves the place of a paused sequence taken."""
     for queue in (self.running, self.waiting, self.paused):
         if sequence in queue:
             queue.remove(sequence)
 
 
-@pytest.mark.parametrize(("method", "mutant"), [("_preempt", leak), ("_leave", stay)])
-def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch, method: str, mutant: Any) -> None:
-    monkeypatch.setattr(Scheduler, method, mutant)
+@pytest.mark.parametrize(("owner", "method", "mutant"), [(Scheduler, "_preempt", leak), (Queues, "leave", stay)])
+def test_mutants_are_caught(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, mutant: Any) -> None:
+    monkeypatch.setattr(owner, method, mutant)
     with pytest.raises(CacheIntegrityError):
         [run_random_schedule(seed) for seed in range(30)]
 

@@ -204,10 +204,10 @@ def test_mutants_are_caught(damage: str) -> None:
     elif damage == "status":
         scheduler.running[0].status = SequenceStatus.WAITING
     elif damage == "slots":
-        scheduler._num_slots += 1
+        scheduler._queues.num_slots += 1
     else:
         scheduler.running.pop()
-        scheduler._num_slots -= 1
+        scheduler._queues.num_slots -= 1
     with pytest.raises(CacheIntegrityError):
         scheduler.check_integrity()
     with pytest.raises(CacheIntegrityError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
 
@@ -11,19 +11,16 @@ from pellucid.core.config import SchedulerConfig
 from pellucid.core.errors import PellucidError, QueueFullError
 from pellucid.core.outputs import FinishReason
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
-from pellucid.engine.lockstep import check_lockstep, first_of, hold_back
+from pellucid.engine.lockstep import LockstepGroups, first_of, restore_lead
+from pellucid.engine.queues import Queues
 from pellucid.kvcache.block_pool import CacheIntegrityError
-from pellucid.kvcache.cache_manager import CacheManager, num_shared_tokens
+from pellucid.kvcache.cache_manager import CacheManager
 
 MAX_DRAFT_TOKENS_OF_STEP = 128
 """Most draft tokens that a step computes: each has a row of logits, which takes memory."""
 MAX_PROMPT_LOGITS = 128
 """Most tokens of prompts whose log-probabilities are wanted that a step computes, beyond one of each sequence: their
 logits take memory."""
-
-
-def _order(sequence: Sequence) -> tuple[int, int, int]:
-    return sequence.order
 
 
 def ending_of(sequence: Sequence) -> tuple[FinishReason, int | None] | None:
@@ -101,11 +98,9 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, cache: CacheManager) -> None:
         self.config = config
         self.cache = cache
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
-        self.paused: list[Sequence] = []
-        self._num_slots = 0
-        self._lockstep: dict[SequenceGroup, None] = {}  # those unfinished, in order of arrival
+        self._queues = Queues(cache)
+        self.waiting, self.running, self.paused = self._queues.waiting, self._queues.running, self._queues.paused
+        self._lockstep = LockstepGroups(self._queues, cache)
         self._preempted: list[Sequence] = []
 
     def has_unfinished(self) -> bool:
@@ -123,11 +118,8 @@ class Scheduler:
         """
         self.check_queue()
         if group.is_lockstep:
-            self._lockstep[group] = None
-            self._unfork(group)
-            self._wait(group.lead)
-        else:
-            self._wait(group.sequences[0])
+            self._lockstep.add(group)
+        self._queues.wait(first_of(group.sequences[0]))
 
     def check_queue(self, num_coming: int = 0) -> None:
         """Whether one more request may wait, `num_coming` others being on their way.
@@ -146,7 +138,7 @@ class Scheduler:
             self._expire(now, plan)
             self._admit(now, plan)
         if self._lockstep:
-            self._fork_lockstep()
+            self._lockstep.fork()
         budget = self.config.max_num_batched_tokens
         prompt_logits = MAX_PROMPT_LOGITS
         running, sequences, samples = self.running, plan.sequences, plan.samples
@@ -170,7 +162,7 @@ class Scheduler:
                     samples.extend(sequence.group.sequences)
         plan.num_tokens = self.config.max_num_batched_tokens - budget
         if self._lockstep:
-            hold_back(plan, self.cache)
+            self._lockstep.hold_back(plan)
         plan.copies = self.cache.take_copies()
         plan.preempted, self._preempted = self._preempted, []
         return plan
@@ -257,8 +249,8 @@ class Scheduler:
         """End a sequence between two steps, whatever its state, and give back its blocks. No effect on ended ones."""
         if sequence.status is SequenceStatus.FINISHED:
             return
-        self._leave(sequence)
-        self._free(sequence, keep_partial=reason != "error")  # after a failed step copies may be missing
+        self._queues.leave(sequence)
+        self._queues.free(sequence, keep_partial=reason != "error")  # after a failed step copies may be missing
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
@@ -266,15 +258,14 @@ class Scheduler:
         sequence.num_scheduled_tokens = 0
         sequence.group.num_unfinished -= 1
         if sequence.group.num_unfinished == 0:
-            self._lockstep.pop(sequence.group, None)
+            self._lockstep.remove(sequence.group)
 
     def finish_group(
         self, group: SequenceGroup, reason: FinishReason, *, error: PellucidError | None = None
     ) -> list[Sequence]:
         """End every sequence of a request that has not ended yet; return those, by index."""
         unfinished = [sequence for sequence in group.sequences if not sequence.is_finished]
-        if group.lead_token_ids is not None:
-            group.lead.token_ids, group.lead_token_ids = group.lead_token_ids, None
+        restore_lead(group)
         for sequence in reversed(unfinished):  # the first last: it holds the places of those yet to fork
             self.finish(sequence, reason, error=error)
         return unfinished
@@ -287,48 +278,27 @@ class Scheduler:
                 to go on from, its next token). They are `group.live` from here on, in this order; one that nothing goes
                 on from gives its blocks back, and one that several go on from is forked.
         """
-        parents = group.live
-        wanted = {parent for parent, _ in continuations}
-        for index, sequence in enumerate(parents):
-            if index not in wanted:
-                self._remove(self.running, sequence)
-                self._free(sequence, keep_partial=False)
-                sequence.status = SequenceStatus.PENDING
-        idle = [sequence for sequence in group.sequences if sequence.status is SequenceStatus.PENDING]
-        group.live = []
-        for parent, _ in continuations:
-            sequence = parents[parent]
-            if parent in wanted:
-                wanted.remove(parent)  # the first goes on in its place
-            else:
-                sequence = idle.pop(0)
-                sequence.token_ids = list(parents[parent].token_ids)
-                sequence.num_buffered_tokens = 0
-                self._fork_from(parents[parent], sequence)
-            group.live.append(sequence)
-        for sequence, (_, token_id) in zip(group.live, continuations, strict=True):
-            sequence.token_ids.append(token_id)
+        self._lockstep.advance(group, continuations)
 
     def pause(self, group: SequenceGroup) -> None:
         """Between two steps: compute nothing more of a request until `resume`. Its places are free for others."""
         for sequence in group.sequences:
             if sequence.status in (SequenceStatus.RUNNING, SequenceStatus.WAITING):
-                self._leave(sequence)
-                sequence.status = SequenceStatus.PAUSED
-                insort(self.paused, sequence, key=_order)
+                self._queues.leave(sequence)
+                self._queues.pause(sequence)
 
     def resume(self, group: SequenceGroup) -> None:
         """Go on with a paused request: at once where it has its blocks still and there is a place, else as it waits."""
         for sequence in group.sequences:
             if sequence.status is SequenceStatus.PAUSED:
-                self._leave(sequence)
+                self._queues.leave(sequence)
                 is_begun = any(member.num_computed_tokens for member in group.live or (sequence,))
                 if is_begun and self._has_place(sequence):
-                    self._run(sequence)
+                    self._queues.run(sequence)
                 else:
                     if is_begun:
                         self._preempt(sequence)
-                    self._wait(sequence)
+                    self._queues.wait(sequence)
 
     def preempt_last(self) -> Sequence | None:
         """Take the blocks of the last paused sequence that has any, or else of the last running one, which then waits;
@@ -343,10 +313,10 @@ class Scheduler:
         Raises:
             CacheIntegrityError: a block or a place in the batch has leaked.
         """
-        if self.has_unfinished() or self._num_slots or self.cache.pool.num_used:
+        if self.has_unfinished() or self._queues.num_slots or self.cache.pool.num_used:
             raise CacheIntegrityError(
                 f"idle with {len(self.running)} running, {len(self.waiting)} waiting, {len(self.paused)} paused, "
-                f"{self._num_slots} places and {self.cache.pool.num_used} blocks held"
+                f"{self._queues.num_slots} places and {self.cache.pool.num_used} blocks held"
             )
 
     def check_integrity(self) -> None:
@@ -355,66 +325,23 @@ class Scheduler:
         Raises:
             CacheIntegrityError: a queue is out of order or counts wrong, or the block books do not balance.
         """
-        for queue, status in (
-            (self.running, SequenceStatus.RUNNING),
-            (self.waiting, SequenceStatus.WAITING),
-            (self.paused, SequenceStatus.PAUSED),
-        ):
-            if queue != sorted(queue, key=_order) or any(sequence.status is not status for sequence in queue):
-                raise CacheIntegrityError(f"the {status.value} queue is out of order")
-        if any(sequence.num_blocks for sequence in self.waiting):
-            raise CacheIntegrityError("a waiting sequence holds blocks")
-        if not self._num_slots == sum(map(self._slots, self.running)) <= self.config.max_num_seqs:
-            raise CacheIntegrityError(f"{self._num_slots} places counted for {self.running}")
-        for group in self._lockstep:
-            check_lockstep(group)
+        self._queues.check_integrity(self.config.max_num_seqs)
+        self._lockstep.check_integrity()
         self.cache.check_integrity([*self.running, *self.paused])
-
-    @staticmethod
-    def _slots(sequence: Sequence) -> int:
-        """Places in a batch: a sequence yet to fork keeps those of its siblings, and the lead of a lockstep group those
-        of all."""
-        group = sequence.group
-        if group.is_lockstep:
-            return len(group.sequences) if sequence is group.lead else 0
-        return 1 if group.is_forked else len(group.sequences)
-
-    def _wait(self, sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.WAITING
-        insort(self.waiting, sequence, key=_order)
-
-    def _run(self, sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.RUNNING
-        insort(self.running, sequence, key=_order)
-        self._num_slots += self._slots(sequence)
-
-    def _leave(self, sequence: Sequence) -> None:
-        """Take a sequence out of the queue it is in; if it ran, its places are free."""
-        if sequence.status is SequenceStatus.RUNNING:
-            self._remove(self.running, sequence)
-            self._num_slots -= self._slots(sequence)
-        elif sequence.status is SequenceStatus.WAITING:
-            self._remove(self.waiting, sequence)
-        elif sequence.status is SequenceStatus.PAUSED:
-            self._remove(self.paused, sequence)
-
-    def _free(self, sequence: Sequence, *, keep_partial: bool) -> None:
-        sequence.group.num_computed_elsewhere += sequence.num_computed_tokens
-        self.cache.free(sequence, keep_partial=keep_partial)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the blocks of a sequence that is to be computed again; of a lockstep group's lead, those of all."""
-        self._free(sequence, keep_partial=True)
+        self._queues.free(sequence, keep_partial=True)
         if sequence.group.is_lockstep:
-            self._unfork(sequence.group)
+            self._lockstep.unfork(sequence.group)
         sequence.group.num_preemptions += 1
         self._preempted.append(sequence)
 
     def _preempt_last_running(self) -> Sequence:
         sequence = first_of(self.running[-1])
-        self._leave(sequence)
+        self._queues.leave(sequence)
         self._preempt(sequence)
-        self._wait(sequence)
+        self._queues.wait(sequence)
         return sequence
 
     def _reclaim(self) -> Sequence | None:
@@ -425,10 +352,6 @@ class Scheduler:
                 self._preempt(sequence)
                 return sequence
         return None
-
-    @staticmethod
-    def _remove(queue: list[Sequence], sequence: Sequence) -> None:
-        del queue[bisect_left(queue, sequence.order, key=_order)]
 
     def _expire(self, now: float, plan: Plan) -> None:
         limit = self.config.max_queue_seconds
@@ -450,7 +373,7 @@ class Scheduler:
             tables = self._make_way(head)
             if tables is None:
                 return
-            self._leave(head)
+            self._queues.leave(head)
             self.cache.adopt(head, tables)
             self.cache.adopt_partial(head)
             head.group.num_computed_elsewhere -= head.num_computed_tokens
@@ -458,7 +381,7 @@ class Scheduler:
                 head.group.first_scheduled_time = now
                 head.group.num_cached_tokens = head.num_computed_tokens
                 plan.admitted.append(head)
-            self._run(head)
+            self._queues.run(head)
 
     def _has_budget(self, head: Sequence) -> bool:
         """Whether a step's tokens reach `head` after those that go before it."""
@@ -488,8 +411,8 @@ class Scheduler:
 
     def _has_place(self, sequence: Sequence, num_kept: int | None = None) -> bool:
         """Whether there is a place in the batch, were the first `num_kept` of the running (None: all) the only ones."""
-        given_back = 0 if num_kept is None else sum(map(self._slots, self.running[num_kept:]))
-        return self._num_slots - given_back + self._slots(sequence) <= self.config.max_num_seqs
+        given_back = 0 if num_kept is None else sum(map(self._queues.slots, self.running[num_kept:]))
+        return self._queues.num_slots - given_back + self._queues.slots(sequence) <= self.config.max_num_seqs
 
     def _has_room(self, head: Sequence, tables: list[list[int]], num_kept: int | None = None) -> bool:
         """Whether blocks for all of `head` are there beside what the running still need.
@@ -521,54 +444,5 @@ class Scheduler:
         """Let the siblings go on from where the first sequence has just computed the prompt, in its places."""
         first, *siblings = group.sequences
         for sibling in siblings:
-            self._fork_from(first, sibling)
+            self._queues.fork(first, sibling)
         group.is_forked = True
-
-    def _fork_from(self, parent: Sequence, sequence: Sequence) -> None:
-        """Let `sequence` go on from where `parent` is; its group has the place for it."""
-        self.cache.fork(parent, sequence)
-        sequence.group.num_computed_elsewhere -= sequence.num_computed_tokens
-        sequence.status = SequenceStatus.RUNNING
-        insort(self.running, sequence, key=_order)
-
-    def _unfork(self, group: SequenceGroup) -> None:
-        """Let the lead of a lockstep group stand for all that are live: only it stays in its queue, with the tokens
-        that all have in common and one more, which is held back."""
-        if len(group.live) == 1 or not group.is_forked:
-            return
-        lead = group.lead
-        for sequence in reversed(group.live):
-            if sequence is not lead:
-                self._leave(sequence)
-                self._free(sequence, keep_partial=True)
-                sequence.status = SequenceStatus.PENDING
-        num_shared = num_shared_tokens(group.live)
-        group.is_forked = False
-        group.lead_token_ids = lead.token_ids
-        lead.token_ids = lead.token_ids[: num_shared + 1]
-        del lead.block_digests[num_shared // BLOCK_SIZE :]
-
-    def _fork_lockstep(self) -> None:
-        """Let the live sequences of lockstep groups go their own way where the lead has computed what they share.
-
-        Each goes on from there, or from further on where the prefix cache knows more of it.
-        """
-        for group in self._lockstep:
-            lead = group.lead
-            if group.lead_token_ids is None or lead.status is not SequenceStatus.RUNNING:
-                continue
-            if lead.num_computed_tokens < len(lead.token_ids) - 1:
-                continue
-            lead.token_ids, group.lead_token_ids = group.lead_token_ids, None
-            group.is_forked = True
-            for sequence in group.live:
-                if sequence is not lead:
-                    self._fork_from(lead, sequence)
-            for sequence in group.live:
-                tables = self.cache.match(sequence)
-                if len(tables[0]) * BLOCK_SIZE > sequence.num_computed_tokens:
-                    self._free(sequence, keep_partial=False)
-                    self.cache.adopt(sequence, tables)
-                    group.num_computed_elsewhere -= sequence.num_computed_tokens
-            if group.num_preemptions == 0:  # its sequences began with prompts of their own
-                group.num_cached_tokens = group.live[0].num_computed_tokens

@@ -15,7 +15,7 @@ from pellucid.core.errors import BackendError, InvalidRequestError, PellucidErro
 from pellucid.core.outputs import CompletionOutput, RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import SequenceGroup, SequenceStatus
-from pellucid.engine.scheduler import Scheduler
+from pellucid.engine.lockstep import LockstepGroups
 from pellucid.engine.search.beam import BeamGroupSearch
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from tests.support.engines import CheckedEngine, answer_alone, load_fake_backend, make_engine
@@ -365,7 +365,7 @@ def test_refusals(options: dict[str, int], param: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "old", "new"),
     [
-        (Scheduler, "advance", "sequence.token_ids = list(parents[parent].token_ids)", "pass"),
+        (LockstepGroups, "advance", "sequence.token_ids = list(parents[parent].token_ids)", "pass"),
         (BeamGroupSearch, "_ending", "before.fork()", "before"),
     ],
 )
