@@ -14,6 +14,9 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 bool in_vocabulary(int32_t id, int64_t vocab_size) { return id >= 0 && id < vocab_size; }
 
+// What overflows is held at the largest float.
+float held(float logit) { return std::min(std::max(logit, -FLT_MAX), FLT_MAX); }
+
 bool contains(Span<int32_t> ascending, int32_t id) {
     return std::binary_search(ascending.begin(), ascending.end(), id);
 }
@@ -36,17 +39,7 @@ bool Penalties::apply(float* logits, int64_t vocab_size, const RowInput& input) 
         if (!in_vocabulary(id, vocab_size)) continue;
         replace(logits, id, logits[id] + input.bias_values[i]);
     }
-    if (row.repetition_penalty != 1.0f) {
-        count(input.tokens, vocab_size);
-        repetition(logits, row.repetition_penalty);
-        forget_counts();
-    }
-    if (row.frequency_penalty != 0.0f || row.presence_penalty != 0.0f) {
-        const int64_t first = std::min<int64_t>(row.num_prompt_tokens, input.tokens.size);
-        count({input.tokens.data + first, input.tokens.size - first}, vocab_size);
-        frequency_and_presence(logits, row.frequency_penalty, row.presence_penalty);
-        forget_counts();
-    }
+    penalize_seen(logits, vocab_size, input);
     if (row.dry_multiplier != 0.0f) dry(logits, vocab_size, input);
     first_ban_ = replaced_.size();
     return valid_;
@@ -78,12 +71,6 @@ float Penalties::original(int32_t token, float now) const {
     return now;
 }
 
-void Penalties::count(Span<int32_t> tokens, int64_t vocab_size) {
-    for (const int32_t id : tokens) {
-        if (in_vocabulary(id, vocab_size) && counts_[static_cast<size_t>(id)]++ == 0) ids_.push_back(id);
-    }
-}
-
 void Penalties::forget_counts() {
     for (const int32_t id : ids_) counts_[static_cast<size_t>(id)] = 0;
     ids_.clear();
@@ -98,20 +85,35 @@ void Penalties::replace(float* logits, int32_t id, float value) {
     }
     if (old == -kInfinity) return;
     replaced_.emplace_back(id, old);
-    logits[id] = std::min(std::max(value, -FLT_MAX), FLT_MAX);
+    logits[id] = held(value);
 }
 
-void Penalties::repetition(float* logits, float penalty) {
-    for (const int32_t id : ids_) {
-        const float logit = logits[id];
-        replace(logits, id, logit > 0.0f ? logit / penalty : logit * penalty);
+// Repetition, frequency and presence, which look at each token alone. counts_ holds 1 + how often the output has it.
+void Penalties::penalize_seen(float* logits, int64_t vocab_size, const RowInput& input) {
+    const SamplingRow& row = *input.row;
+    const bool repeats = row.repetition_penalty != 1.0f;
+    const bool counts = row.frequency_penalty != 0.0f || row.presence_penalty != 0.0f;
+    const int64_t size = input.tokens.size, num_prompt_tokens = std::min<int64_t>(row.num_prompt_tokens, size);
+    for (int64_t i = repeats ? 0 : counts ? num_prompt_tokens : size; i < size; ++i) {
+        const int32_t id = input.tokens.data[i];
+        if (!in_vocabulary(id, vocab_size)) continue;
+        int32_t& count = counts_[static_cast<size_t>(id)];
+        if (count == 0) {
+            count = 1;
+            ids_.push_back(id);
+        }
+        count += i >= num_prompt_tokens;
     }
-}
-
-void Penalties::frequency_and_presence(float* logits, float frequency, float presence) {
     for (const int32_t id : ids_) {
-        replace(logits, id, logits[id] - frequency * static_cast<float>(counts_[static_cast<size_t>(id)]) - presence);
+        const int32_t count = counts_[static_cast<size_t>(id)] - 1;
+        float logit = logits[id];
+        if (repeats) logit = held(logit > 0.0f ? logit / row.repetition_penalty : logit * row.repetition_penalty);
+        if (counts && count > 0) {
+            logit = logit - row.frequency_penalty * static_cast<float>(count) - row.presence_penalty;
+        }
+        replace(logits, id, logit);
     }
+    forget_counts();
 }
 
 // counts_ holds 1 + the length of the longest repetition that a token would go on with.

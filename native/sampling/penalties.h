@@ -29,12 +29,9 @@ class Penalties {
     float original(int32_t token, float now) const;
 
   private:
-    // Finds the ids in `tokens` that are in the vocabulary, each once, with how often they occur in counts_.
-    void count(Span<int32_t> tokens, int64_t vocab_size);
     void forget_counts();
     void replace(float* logits, int32_t id, float value);
-    void repetition(float* logits, float penalty);
-    void frequency_and_presence(float* logits, float frequency, float presence);
+    void penalize_seen(float* logits, int64_t vocab_size, const RowInput& input);
     void dry(float* logits, int64_t vocab_size, const RowInput& input);
     void match_suffix(Span<int32_t> tokens);
 
