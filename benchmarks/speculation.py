@@ -5,8 +5,9 @@ with a copy of it), so that most of the answer is in the prompt. In "random" it 
 which hardly anything can be guessed. The answers with and without speculation are compared: one that differs ends the
 benchmark.
 
-usage: speculation.py [MODEL] [--method ngram] [--num-draft-tokens N] [--fixed] [--draft-model MODEL] [--task TASK]
-                      [--max-tokens 256] [--concurrency 1] [--rounds 7] [--threads N] [--json]
+usage: speculation.py [MODEL] [--method ngram] [--num-draft-tokens N] [--fixed] [--draft-model MODEL]
+                      [--draft-layers LAYERS] [--task TASK] [--max-tokens 256] [--concurrency 1] [--rounds 7]
+                      [--threads N] [--json]
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from report import report
 
 from pellucid import LLM, BackendError, RequestOutput, SamplingParams, SpeculativeConfig
+from pellucid.cli.parser import layer_numbers
 from pellucid.weights.catalog import DEFAULT_MODEL
 
 REQUEST = "Rewrite this text and change nothing but Lindmouth to Lindhaven:\n\n"
@@ -78,8 +80,10 @@ def run_task(plain: LLM, guessing: LLM, task: str, args: argparse.Namespace) -> 
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    options = {"num_draft_tokens": args.num_draft_tokens} if args.num_draft_tokens else {}
-    config = SpeculativeConfig(args.method, adaptive=not args.fixed, draft_model=args.draft_model, **options)
+    options: dict[str, Any] = {"draft_model": args.draft_model, "layers": args.draft_layers}
+    if args.num_draft_tokens:
+        options["num_draft_tokens"] = args.num_draft_tokens
+    config = SpeculativeConfig(args.method, adaptive=not args.fixed, **options)
     tasks = ["edit", "random"] if args.task == "all" else [args.task]
     common: dict[str, Any] = {"threads": args.threads, "max_num_seqs": args.concurrency, "kv_cache_memory": 256 << 20}
     with LLM(args.model, **common) as plain, LLM(args.model, speculative=config, **common) as guessing:
@@ -118,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-draft-tokens", type=int, metavar="N", help="most guesses in a step")
     parser.add_argument("--fixed", action="store_true", help="guess that many always, and not as many as pay")
     parser.add_argument("--draft-model", metavar="MODEL", help="with draft_model, who guesses")
+    parser.add_argument("--draft-layers", type=layer_numbers, metavar="LAYERS", help="with layer_skip, who guesses")
     parser.add_argument("--task", choices=["edit", "random", "all"], default="all")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--concurrency", type=int, default=1)

@@ -18,7 +18,7 @@ from pellucid.models.spec import ModelSpec
 from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
 from pellucid.weights.tensor import WeightTensor
-from tests.support.tiny_models import all_logits, group_blocks, make_batch, num_kv_groups, write_tiny_model
+from tests.support.tiny_models import HEADS_OF_32, all_logits, group_blocks, make_batch, num_kv_groups, write_tiny_model
 
 TOKENS = [int(token) for token in np.random.default_rng(7).integers(0, 128, 140)]
 PROMPT = 115
@@ -29,7 +29,7 @@ CHOICES = [[0], [6], [0, 6], [0, 2, 4, 6], [1, 2, 5], list(range(NUM_LAYERS))]
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
-    metadata = {f"{request.param}.block_count": NUM_LAYERS}
+    metadata = {**HEADS_OF_32[request.param], f"{request.param}.block_count": NUM_LAYERS}
     return write_tiny_model(path, request.param, metadata=metadata, formats=BlockFormat.Q8_0)
 
 
@@ -91,12 +91,14 @@ def test_what_is_left_is_the_model_without_the_others(path: Path, kind: Any, lay
         assert not np.array_equal(all_logits(other, TOKENS[:70]), all_logits(without, TOKENS[:70]))
 
 
-@pytest.mark.parametrize("num_drafts", [1, 6])
+@pytest.mark.parametrize(("kv_cache_dtype", "num_drafts"), [("f32", 1), ("f16", 6), ("q8", 6)])
 @pytest.mark.parametrize("layers", [[0, 2, 4, 6], [3], [0, 1, 2, 3, 4, 5]])
-def test_passes_that_leave_out_layers_do_not_show(path: Path, kind: Any, layers: list[int], num_drafts: int) -> None:
+def test_passes_that_leave_out_layers_do_not_show(
+    path: Path, kind: Any, layers: list[int], num_drafts: int, kv_cache_dtype: str
+) -> None:
     """Drafts are computed one by one after a prompt, in blocks full of NaN and over the edge of one; then other tokens
     are, by all layers, at once and one by one."""
-    backend = load(path, kind, kv_cache_dtype="f32")
+    backend = load(path, kind, kv_cache_dtype=kv_cache_dtype)
     groups = num_kv_groups(backend)
     wanted = all_logits(backend, TOKENS)[PROMPT:]
     backend.allocate_kv_cache(3 * groups)

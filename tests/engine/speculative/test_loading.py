@@ -17,6 +17,7 @@ from pellucid.engine.speculative.draft_model import DraftModelDrafter
 from pellucid.models.kv_groups import kv_windows
 from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, TokenType
 from tests.support.tiny_models import write_tiny_model
+from tests.support.tokenizers import model_path
 
 TOKENS = [*BYTE_LEVEL_ALPHABET, "<|endoftext|>", "<|im_start|>"]
 PROMPTS = ["abcabcabc", "The hedgehog sleeps in winter. " * 6, "x"]
@@ -172,3 +173,25 @@ def test_two_models_share_the_memory_for_keys_and_values(model: str, small: str,
     with pytest.raises(CapacityError, match="the model's part of kv_cache_memory"):
         LLM(model, kv_cache_memory=20_000, speculative=config)
     assert all(map(is_closed, backends))
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_real_models_answer_the_same(name: str) -> None:
+    """Prompts longer than a KV block, and for one of them longer than the windows of Gemma 3."""
+    path = str(model_path(name))
+    prompts = ["The lighthouse keeper counted the ships. " * count for count in (9, 70)]
+    params = [
+        SamplingParams(max_tokens=12, temperature=0, ignore_eos=True),
+        SamplingParams(max_tokens=12, temperature=0.9, top_p=0.95, seed=5, ignore_eos=True),
+    ]
+    configs = [
+        None,
+        SpeculativeConfig("layer_skip", 4, adaptive=False),
+        SpeculativeConfig("draft_model", 4, adaptive=False, draft_model=path),
+    ]
+    answers = []
+    for config in configs:
+        with LLM(path, kv_cache_memory=64 << 20, max_model_len=1024, max_num_seqs=2, speculative=config) as llm:
+            answers.append([output.outputs for output in llm.generate(prompts, params)])
+            assert config is None or llm.metrics().counters.accepted_tokens > 0
+    assert all(answer == answers[0] for answer in answers)
