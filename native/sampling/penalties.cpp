@@ -151,6 +151,7 @@ void Penalties::dry(float* logits, int64_t vocab_size, const RowInput& input) {
 void Penalties::match_suffix(Span<int32_t> tokens) {
     const int64_t size = tokens.size;
     matches_.resize(static_cast<size_t>(size));
+    if (size < 2) return;
     const int32_t* const last = tokens.end() - 1;
     int32_t* const matches = matches_.data() + size - 1;  // both counted back from the end
     int64_t begin = 0, end = 0;                           // of the match found so far that reaches furthest
