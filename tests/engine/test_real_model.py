@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pellucid import LLM, ModelNotFoundError, SamplingParams
+from pellucid import LLM, ModelNotFoundError, SamplingParams, SpeculativeConfig
 from pellucid.weights.catalog import resolve
 from tests.support.schedules import SCHEDULES, random_requests, run, run_alone
 
@@ -57,6 +57,25 @@ def test_schedules_never_change_a_bit(llm: LLM) -> None:
     with load(threads=1) as other:
         got = run(other.backend, other.tokenizer, requests, **options, **SCHEDULES["batched"])
         assert got == wanted
+
+
+@pytest.mark.parametrize("model", [MODEL, "gemma-3-270m"])
+def test_guesses_never_change_a_bit(model: str) -> None:
+    """As many as pay, and always; of texts that repeat, so that many are right. Logprobs tell of the last bit."""
+    text = "one two three four five six seven eight nine ten " * 30
+    prompts = [text[50 * number :] for number in range(6)]
+    params = [
+        SamplingParams(temperature=temperature, seed=9, max_tokens=40, logprobs=5, ignore_eos=True, n=number % 2 + 1)
+        for number, temperature in enumerate((0.0, 0.0, 0.3, 0.7, 0.7, 1.0))
+    ]
+    with load(model, max_model_len=640) as llm:
+        wanted = [output.outputs for output in llm.generate(prompts, params)]
+    for adaptive in (True, False):
+        config = SpeculativeConfig("ngram", 6, adaptive=adaptive)
+        with load(model, max_model_len=640, speculative=config) as llm:
+            outputs = llm.generate(prompts, params)
+            assert [output.outputs for output in outputs] == wanted
+            assert adaptive or sum(output.metrics.accepted_tokens for output in outputs) > 50
 
 
 @pytest.mark.parametrize("model", [MODEL, "gemma-3-270m"])
