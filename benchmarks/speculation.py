@@ -7,7 +7,7 @@ benchmark.
 
 usage: speculation.py [MODEL] [--method ngram] [--num-draft-tokens N] [--fixed] [--draft-model MODEL]
                       [--draft-layers LAYERS] [--task TASK] [--max-tokens 256] [--concurrency 1] [--rounds 7]
-                      [--threads N] [--json]
+                      [--threads N] [--processor-time] [--json]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +42,11 @@ def prompt_and_params(llm: LLM, task: str, args: argparse.Namespace) -> tuple[li
     return llm.tokenizer.encode(f"Draft:\n\n{passage}\n\nFinal version:\n\n{begun}"), params
 
 
-def speed(outputs: list[RequestOutput]) -> float:
-    """Tokens a second after the first, of all requests together."""
+def speed(outputs: list[RequestOutput], processor_seconds: float | None) -> float:
+    """Tokens a second after the first, of all requests together: of time passed, or of the processor's."""
     times = [each.metrics.token_times[0] for each in outputs]
-    return sum(len(each) - 1 for each in times) / (max(each[-1] for each in times) - min(each[0] for each in times))
+    passed = max(each[-1] for each in times) - min(each[0] for each in times)
+    return sum(len(each) - 1 for each in times) / (processor_seconds or passed)
 
 
 def run_task(plain: LLM, guessing: LLM, task: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -55,11 +57,12 @@ def run_task(plain: LLM, guessing: LLM, task: str, args: argparse.Namespace) -> 
     for number in range(args.rounds + 1):
         answers = {}
         for name, llm in (("without", plain), ("with", guessing)):
-            before = llm.metrics().counters.steps
+            before, begun = llm.metrics().counters.steps, time.process_time()
             outputs = llm.generate([prompt] * len(requests), requests)
+            processor_seconds = time.process_time() - begun
             answers[name] = [output.outputs[0].token_ids for output in outputs]
             if number:  # the first round warms up
-                speeds[name].append(speed(outputs))
+                speeds[name].append(speed(outputs, processor_seconds if args.processor_time else None))
                 if llm is guessing:
                     drafts += sum(output.metrics.draft_tokens for output in outputs)
                     accepted += sum(output.metrics.accepted_tokens for output in outputs)
@@ -96,6 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "max_tokens": args.max_tokens,
         "concurrency": args.concurrency,
         "rounds": args.rounds,
+        "of": "processor time" if args.processor_time else "time",
         "tasks": results,
     }
 
@@ -104,7 +108,8 @@ def print_result(result: dict[str, Any]) -> None:
     how = "as many as pay" if result["adaptive"] else "always"
     print(
         f"{result['model']}, {result['method']}, up to {result['num_draft_tokens']} draft tokens, {how}; "
-        f"{result['concurrency']} at once, {result['max_tokens']} tokens each, median of {result['rounds']} rounds"
+        f"{result['concurrency']} at once, {result['max_tokens']} tokens each; median of {result['rounds']} rounds, "
+        f"tok/s of {result['of']}"
     )
     for task, item in result["tasks"].items():
         print(
@@ -128,6 +133,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count the processor's seconds, for a machine that others use too; with --threads 1, since threads that "
+        "wait for each other count as well",
+    )
     parser.add_argument("--json", action="store_true")
     return report(parser.parse_args(argv), measure, print_result)
 
