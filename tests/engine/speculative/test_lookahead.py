@@ -112,9 +112,7 @@ def test_the_window_is_what_was_chosen_at_its_places() -> None:
 
 
 def test_the_window_test_notices_a_shift(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = mutant(
-        LookaheadDrafter.observe, "chosen_token_ids[num_accepted + 1 :]", "chosen_token_ids[num_accepted:]"
-    )
+    changed = mutant(LookaheadDrafter.observe, "[first_wrong + 1 :]", "[first_wrong:]")
     monkeypatch.setattr(LookaheadDrafter, "observe", changed)
     assert observed(LookaheadDrafter(2, 5)) != [31, 32, 33]
 

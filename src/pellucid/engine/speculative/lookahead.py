@@ -8,6 +8,7 @@ from the paper's is in docs/speculation.md.
 from __future__ import annotations
 
 from pellucid.core.sequence import Sequence
+from pellucid.engine.speculative.speculation import num_accepted
 
 MAX_POOL_ENTRIES = 1 << 14
 """Of one sequence; what was entered longest ago goes first."""
@@ -47,11 +48,9 @@ class LookaheadDrafter:
         first_row = len(context) - len(draft_token_ids)
         for row, token_id in enumerate(chosen_token_ids):
             pool.add(context[: first_row + row], token_id)
-        num_accepted = 0
-        while num_accepted < len(draft_token_ids) and draft_token_ids[num_accepted] == chosen_token_ids[num_accepted]:
-            num_accepted += 1
-        state.guesses = chosen_token_ids[num_accepted + 1 :]
-        state.first_guess = begin + num_accepted + 1
+        first_wrong = num_accepted(draft_token_ids, chosen_token_ids)
+        state.guesses = chosen_token_ids[first_wrong + 1 :]
+        state.first_guess = begin + first_wrong + 1
 
     def forget(self, sequence: Sequence) -> None:
         self._states.pop(sequence, None)
