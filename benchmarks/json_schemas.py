@@ -65,7 +65,8 @@ class SchemaMaker:
         return {"type": "string", "pattern": self._random.choice(PATTERNS), "maxLength": 24}
 
     def _format(self) -> Schema:
-        return {"type": "string", "format": self._random.choice(FORMATS)}
+        schema: Schema = {"type": "string", "format": self._random.choice(FORMATS)}
+        return schema | {"maxLength": 36}  # a time may have any number of digits
 
     def _enum(self) -> Schema:
         return {"type": "string", "enum": self._random.sample(WORDS, self._random.randrange(1, len(WORDS)))}
