@@ -62,6 +62,7 @@ class Sampler {
     enum class Stage { kTopK, kTopP, kMinP, kTypicalP, kEpsilon, kEta, kNone };
     // Does the first one before XTC that the row asks for, on the whole row. Returns which.
     Stage truncate_row(const SamplingRow& row);
+    void exclude_top_choices(float threshold);
     void keep_weights(double floor);
     void collect(float offset, float factor, float threshold);
     void collect_top(int64_t k, float offset, float factor);
@@ -87,6 +88,7 @@ class Sampler {
     bool has_total_ = false;
     bool has_exp_ = false;
     uint64_t total_ = 0;
+    bool is_final_ = false;  // whether the row is final_, the logits after every transform, which are not to be scaled
 
     std::unique_ptr<RadixSelect> select_;
     std::unique_ptr<Candidates> candidates_;
@@ -95,6 +97,7 @@ class Sampler {
     std::unique_ptr<float[]> large_maxima_;
     std::unique_ptr<float[]> scaled_maxima_;
     std::unique_ptr<float[]> exp_;
+    std::unique_ptr<float[]> final_;  // made when it is needed
     std::unique_ptr<uint64_t[]> chunk_sums_;
     std::vector<uint64_t> ranked_;
 };

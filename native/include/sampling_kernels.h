@@ -47,6 +47,9 @@ struct SamplingKernels {
     // is NaN, what is NaN or +inf stays.
     float (*apply_mask)(float* x, int64_t n, const uint32_t* mask);
 
+    // kept[i] = scaled(x[i]), or -inf where its integer weight is 0; `exps` are what exp_weights wrote.
+    void (*keep_weighted)(const float* x, int64_t n, float offset, float factor, const float* exps, float* kept);
+
     // Writes, by rising index, the index and scaled(x) of every x with scaled(x) >= threshold; returns how many. With
     // `maxima`, those of row_max, it does not look at groups that hold none.
     int64_t (*collect)(const float* x, int64_t n, const float* maxima, float offset, float factor, float threshold,

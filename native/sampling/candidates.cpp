@@ -141,7 +141,7 @@ uint64_t Candidates::weight_within(double bound, double mean_gap) const {
     return sum;
 }
 
-bool Candidates::exclude_top_choices(float threshold) {
+void Candidates::exclude_top_choices(float threshold) {
     const double floor = static_cast<double>(threshold) * static_cast<double>(total_);
     const auto is_top = [&](int64_t i) { return weights_[i] > 0 && static_cast<double>(weights_[i]) >= floor; };
     int64_t num_top = 0, last = -1;
@@ -150,10 +150,9 @@ bool Candidates::exclude_top_choices(float threshold) {
         ++num_top;
         if (last < 0 || values_[i] <= values_[last]) last = i;
     }
-    if (num_top < 2) return false;
+    if (num_top < 2) return;
     filter([&](int64_t i) { return weights_[i] > 0 && (i == last || !is_top(i)); });
     weigh_again();
-    return true;
 }
 
 double Candidates::mean_gap() const {

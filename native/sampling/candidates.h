@@ -61,7 +61,7 @@ class Candidates {
     void keep_weights(double floor);
     void keep_top_p(float p);
     void keep_typical(float p, double mean_gap);
-    bool exclude_top_choices(float threshold);  // whether it dropped any
+    void exclude_top_choices(float threshold);
 
     // The mean of max_value - value under the weights (distribution.py mean_gap).
     double mean_gap() const;

@@ -122,7 +122,7 @@ bool Sampler::take(const float* logits, int64_t vocab_size) {
     logits_ = logits;
     vocab_size_ = vocab_size;
     factor_ = 1.0f;
-    has_total_ = has_exp_ = false;
+    has_total_ = has_exp_ = is_final_ = false;
     max_ = kernels_.row_max(logits, vocab_size, maxima_.get());
     return max_ > -kInfinity;
 }
@@ -198,7 +198,7 @@ float Sampler::next_mu(bool truncated, int32_t token, const SamplingRow& row) {
 }
 
 void Sampler::report_processed(bool truncated, const SamplingRow& row, RowOutput& output) {
-    const float offset = row.temperature == 0.0f ? 0.0f : max_;  // greedy leaves the row as it is
+    const float offset = row.temperature == 0.0f || is_final_ ? 0.0f : max_;
     float value, max;
     uint64_t sum;
     if (truncated) {

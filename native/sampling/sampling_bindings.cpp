@@ -219,7 +219,8 @@ nb::object survivors(const LogitsArray& logits, const RowBytes& rows, const nb::
 
 // The portable kernels, which count the numbers that they are given to read.
 struct Work {
-    int64_t row_max, exp_weights, gap_sum, spread, count_finite, apply_mask, collect, collect_by_maxima, estimate_tails;
+    int64_t row_max, exp_weights, gap_sum, spread, count_finite, apply_mask, keep_weighted, collect, collect_by_maxima,
+        estimate_tails;
 };
 Work work;
 
@@ -255,6 +256,11 @@ const SamplingKernels kCountingKernels = {
             work.apply_mask += n;
             return kSamplingKernelsPortable.apply_mask(x, n, mask);
         },
+    .keep_weighted =
+        [](const float* x, int64_t n, float offset, float factor, const float* exps, float* kept) {
+            work.keep_weighted += n;
+            kSamplingKernelsPortable.keep_weighted(x, n, offset, factor, exps, kept);
+        },
     .collect =
         [](const float* x, int64_t n, const float* maxima, float offset, float factor, float threshold, int32_t* ids,
            float* values) {
@@ -281,6 +287,7 @@ nb::dict kernel_work(const LogitsArray& logits, const RowBytes& rows, const nb::
         {"spread", work.spread},
         {"count_finite", work.count_finite},
         {"apply_mask", work.apply_mask},
+        {"keep_weighted", work.keep_weighted},
         {"collect", work.collect},
         {"collect_by_maxima", work.collect_by_maxima},
         {"estimate_tails", work.estimate_tails},

@@ -326,6 +326,16 @@ static float apply_mask(float* x, int64_t n, const uint32_t* mask) {
     return mask_bits(all_valid) == 0xffff ? reduce_max(largest) : __builtin_nanf("");
 }
 
+static void keep_weighted(const float* x, int64_t n, float offset, float factor, const float* exps, float* kept) {
+    const F32x16 offsets = broadcast(offset), factors = broadcast(factor);
+    const F32x16 half = broadcast(0.5f), lowest = broadcast(-__builtin_inff());
+    for (int64_t i = 0; i < n; i += kLanes) {
+        const int left = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+        const F32x16 v = scale_shifted(load_partial(x + i, left), offsets, factors);
+        store_partial(kept + i, select(less(half, load_partial(exps + i, left)), v, lowest), left);
+    }
+}
+
 static int64_t collect(const float* x, int64_t n, const float* maxima, float offset, float factor, float threshold,
                        int32_t* ids, float* values) {
     const F32x16 offsets = broadcast(offset), factors = broadcast(factor), thresholds = broadcast(threshold);
@@ -377,6 +387,7 @@ constexpr SamplingKernels sampling_kernels(const char* name) {
         .spread = spread,
         .count_finite = count_finite,
         .apply_mask = apply_mask,
+        .keep_weighted = keep_weighted,
         .collect = collect,
         .estimate_tails = estimate_tails,
     };

@@ -65,9 +65,8 @@ bool Sampler::truncate(const SamplingRow& row) {
     const Stage done = truncate_row(row);
     Candidates& kept = *candidates_;
     if (done == Stage::kNone) {
-        if (!excludes_top_choices) return false;
-        collect_heavy(0.0);
-        return kept.exclude_top_choices(row.xtc_threshold);
+        if (excludes_top_choices) exclude_top_choices(row.xtc_threshold);
+        return false;
     }
     if (done < Stage::kTopP && row.top_p < 1.0f) kept.keep_top_p(row.top_p);
     if (done < Stage::kMinP && row.min_p > 0.0f) kept.keep_weights(static_cast<double>(row.min_p) * kWeightOne);
@@ -119,6 +118,23 @@ Sampler::Stage Sampler::truncate_row(const SamplingRow& row) {
         return Stage::kEta;
     }
     return Stage::kNone;
+}
+
+// Candidates::exclude_top_choices of the whole row; what is left of it takes its place.
+void Sampler::exclude_top_choices(float threshold) {
+    keep_weights(std::max(static_cast<double>(threshold) * static_cast<double>(exp_all()), 1.0));
+    const int64_t num_top = candidates_->size();
+    if (num_top < 2) return;
+    const float* values = candidates_->values();
+    int64_t last = 0;
+    for (int64_t i = 1; i < num_top; ++i) last = values[i] <= values[last] ? i : last;
+    if (final_ == nullptr) final_.reset(new float[max_vocab_size_]);
+    kernels_.keep_weighted(logits_, vocab_size_, max_, factor_, exp_.get(), final_.get());
+    for (int64_t i = 0; i < num_top; ++i) {
+        if (i != last) final_[candidates_->ids()[i]] = -kInfinity;
+    }
+    take(final_.get(), vocab_size_);
+    is_final_ = true;
 }
 
 bool Sampler::truncate_by_mirostat(const SamplingRow& row) {

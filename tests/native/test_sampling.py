@@ -308,6 +308,19 @@ def test_what_a_row_reads_of_the_vocabulary(vocab_size: int) -> None:
     assert work(temperature=0, num_logprobs=0) == {"row_max": once, "exp_weights": once}
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("processed", [0, 1])
+def test_xtc_of_the_whole_row(isa: str, processed: int) -> None:
+    """With nothing before it that leaves few tokens; raw log-probabilities are still of the logits as they came."""
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        logits = random_row(generator, int(generator.choice([17, 1000, 5000])))[None]
+        columns = {"temperature": generator.choice([0.5, 1.0, 1.5]), "xtc_threshold": generator.choice([0, 0.01, 0.1])}
+        batch = make_batch(1, **columns, xtc_probability=1, num_logprobs=5, processed_logprobs=processed, seed=seed)
+        check_sampled(logits, batch, isa)
+        check_survivors(logits[0], batch, isa)
+
+
 def break_ties(monkeypatch: pytest.MonkeyPatch) -> None:
     last_first = lambda logits: np.argsort(logits, kind="stable")[::-1]  # noqa: E731
     monkeypatch.setattr(distribution, "descending", last_first)
