@@ -35,6 +35,22 @@ ENDLESS = {
             "items": {
                 "type": "object",
                 "properties": {
+                    "name": {"type": "string"},
+                    "kind": {"enum": ["plant", "animal"]},
+                    "count": {"type": "integer"},
+                },
+                "required": ["name", "kind", "count"],
+                "additionalProperties": False,
+            },
+        }
+    ),
+    "JSON schema, short strings": StructuredOutputsParams(
+        json={
+            "type": "array",
+            "minItems": 1000,
+            "items": {
+                "type": "object",
+                "properties": {
                     "name": {"type": "string", "maxLength": 30},
                     "kind": {"enum": ["plant", "animal", "mineral"]},
                     "count": {"type": "integer", "minimum": 0, "maximum": 1000},
