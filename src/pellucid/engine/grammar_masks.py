@@ -111,7 +111,7 @@ class GrammarMasks:
 
 
 class _Workers:
-    """Threads that work out masks: a ThreadPoolExecutor for one caller, whose handing over takes a tenth of the time.
+    """Threads that work out masks: as a ThreadPoolExecutor, for one caller, with less to do at each handing over.
     They end when nobody holds it any more.
 
     Attributes:
