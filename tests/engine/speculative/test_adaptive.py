@@ -22,6 +22,7 @@ from pellucid.engine.speculative.adaptive import (
     Acceptance,
     StepCost,
     choose_lengths,
+    least_slope,
 )
 from pellucid.engine.speculative.drafter import Drafter
 from pellucid.engine.speculative.ngram import NgramDrafter
@@ -303,6 +304,16 @@ def test_a_step_that_was_held_up_makes_no_other_look_free() -> None:
     assert estimated[:5].tolist() == pytest.approx([9 * (1 + LEAST_SLOPE * further) for further in range(5)])
     assert estimated[8] == pytest.approx(9 * (1 + FIRST_SLOPE * 4))
     assert choose_lengths([0.1], [16], 1, cost.estimate(1, 17)) == [1]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 16, 40])
+def test_what_cannot_pay_is_known_before_costs_are_asked_for(num_tokens: int) -> None:
+    cost = StepCost()
+    cost.learn(num_tokens, 1.0)
+    cost.learn(num_tokens + 16, 1.0)  # as cheap as it gets
+    seconds = cost.estimate(num_tokens, num_tokens + 8)
+    probability = num_tokens * least_slope(num_tokens)
+    assert choose_lengths([probability] * 3, [4] * 3, num_tokens, seconds) == [0] * 3
 
 
 def test_acceptance_is_learned_and_forgotten() -> None:

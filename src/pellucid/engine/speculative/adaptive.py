@@ -118,8 +118,14 @@ class StepCost:
         if len(sizes) > 1:
             slope = max(slope, float((seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0])))
         estimated = np.where(wanted > largest, seconds[-1] + slope * (wanted - largest), estimated)
-        least: NDArray[np.float64] = estimated[0] * (1 + min(LEAST_SLOPE, 0.5 / fewest) * (wanted - fewest))
+        least: NDArray[np.float64] = estimated[0] * (1 + least_slope(fewest) * (wanted - fewest))
         return np.maximum(least, estimated, out=least)
+
+
+def least_slope(num_tokens: int) -> float:
+    """What a further token in a step of so many costs at least, as a share of the step. A guess that is right with no
+    more probability than `num_tokens` times that does not pay, however cheap steps seem."""
+    return min(LEAST_SLOPE, 0.5 / num_tokens)
 
 
 def _rounded(num_tokens: int) -> int:

@@ -8,7 +8,7 @@ from pellucid.core.config import SpeculativeConfig
 from pellucid.core.metrics import StepTimes
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.scheduler import MAX_DRAFT_TOKENS_OF_STEP, Plan, Scheduler
-from pellucid.engine.speculative.adaptive import PROBE_SHARE, Acceptance, StepCost, choose_lengths
+from pellucid.engine.speculative.adaptive import PROBE_SHARE, Acceptance, StepCost, choose_lengths, least_slope
 from pellucid.engine.speculative.drafter import Drafter
 
 
@@ -166,8 +166,10 @@ class Speculation:
         room = min(scheduler.config.max_num_batched_tokens - plan.num_tokens, MAX_DRAFT_TOKENS_OF_STEP)
         if room <= 0 or not self._step_cost.knows(plan.num_tokens):
             return [0] * len(candidates)
-        seconds = self._step_cost.estimate(plan.num_tokens, plan.num_tokens + min(room, sum(limits)))
         acceptance = [self._acceptance.estimate(sequence) for sequence in candidates]
+        if max(acceptance) <= plan.num_tokens * least_slope(plan.num_tokens):
+            return [0] * len(candidates)
+        seconds = self._step_cost.estimate(plan.num_tokens, plan.num_tokens + min(room, sum(limits)))
         return choose_lengths(acceptance, limits, plan.num_tokens, seconds, self._draft_seconds)
 
     def _computing(self) -> float:
