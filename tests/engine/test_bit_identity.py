@@ -13,22 +13,18 @@ from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
 from pellucid.backends.reference import backend as reference
-from pellucid.backends.registry import load_backend
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
-from pellucid.core.config import BackendConfig
-from pellucid.core.errors import BackendError
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence
 from pellucid.kvcache import cache_manager, prefix_cache
 from pellucid.kvcache.cache_manager import CacheManager
 from pellucid.kvcache.prefix_cache import PrefixCache
 from pellucid.models.spec import AttentionSpec
-from pellucid.weights.loader import open_model
 from tests.support.fake_backend import VOCAB_SIZE
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.mutants import mutant
 from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
-from tests.support.tiny_models import write_tiny_model
+from tests.support.tiny_models import load_tiny, write_tiny_model
 
 MAX_PROMPT_LEN = 600
 MAX_MODEL_LEN = 640
@@ -36,16 +32,6 @@ MAX_MODEL_LEN = 640
 
 def tiny_model(folder: Path, architecture: str) -> Path:
     return write_tiny_model(folder / "tiny.gguf", architecture, vocab_size=VOCAB_SIZE)
-
-
-def load(path: Path, name: Any, threads: int | None = None, kv_cache_dtype: Any = "f16") -> Backend:
-    with open_model(path) as model_file:
-        try:
-            return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype=kv_cache_dtype)
-        except BackendError as error:
-            if "not installed" in error.message:
-                pytest.skip("the native core is not built")
-            raise
 
 
 def requests_for(count: int, max_prompt_len: int = MAX_PROMPT_LEN) -> list[Request]:
@@ -65,11 +51,11 @@ def scheduled(backend: Backend, requests: list[Request], schedule: str) -> Run:
 def test_every_schedule_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
     requests = requests_for(200)
     path = tiny_model(tmp_path, architecture)
-    backend = load(path, "cpu", threads=1)
+    backend = load_tiny(path, "cpu", threads=1)
     wanted = alone(backend, requests)
     runs = {schedule: scheduled(backend, requests, schedule) for schedule in SCHEDULES}
     backend.close()
-    backend = load(path, "cpu", threads=2)
+    backend = load_tiny(path, "cpu", threads=2)
     runs["two threads"] = scheduled(backend, requests, "batched")
     backend.close()
     for name, got in runs.items():
@@ -87,30 +73,30 @@ def test_every_schedule_gives_the_same_bits(architecture: str, tmp_path: Path) -
 def test_q8_keys_and_values_give_the_same_bits(tmp_path: Path) -> None:
     requests = requests_for(12)
     path = tiny_model(tmp_path, "gemma3")
-    backend = load(path, "cpu", threads=1, kv_cache_dtype="q8")
+    backend = load_tiny(path, "cpu", threads=1, kv_cache_dtype="q8")
     wanted = alone(backend, requests)
     for schedule in SCHEDULES:
         assert scheduled(backend, requests, schedule) == wanted, schedule
     backend.close()
-    assert scheduled(load(path, "cpu", threads=2, kv_cache_dtype="q8"), requests, "batched") == wanted
+    assert scheduled(load_tiny(path, "cpu", threads=2, kv_cache_dtype="q8"), requests, "batched") == wanted
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_the_reference_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
     requests = requests_for(5, max_prompt_len=150)
     path = tiny_model(tmp_path, architecture)
-    backend = load(path, "reference", threads=1)
+    backend = load_tiny(path, "reference", threads=1)
     wanted = alone(backend, requests)
     for schedule in SCHEDULES:
         assert scheduled(backend, requests, schedule) == wanted, schedule
     backend.close()
-    assert scheduled(load(path, "reference", threads=2), requests, "batched") == wanted
+    assert scheduled(load_tiny(path, "reference", threads=2), requests, "batched") == wanted
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_part_of_a_block_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
     """The second prompt finds 22 tokens of the first one's partly filled last block, the third 50 of a full one."""
-    backend = load(tiny_model(tmp_path, architecture), "cpu", threads=1)
+    backend = load_tiny(tiny_model(tmp_path, architecture), "cpu", threads=1)
     params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
     tokens = [(7 * index * index + 3) % VOCAB_SIZE for index in range(300)]
     prompts = [tokens[:150] + [1] * 8, tokens[:150] + [2] * 70, tokens[:114] + [3] * 8]
@@ -151,7 +137,7 @@ def split_attend(num_parts: Callable[[], int]) -> Callable[..., NDArray[np.float
 def test_mutant_attention_split_by_threads_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     threads = [1]
     monkeypatch.setattr(reference, "attend", split_attend(lambda: threads[0]))
-    backend = load(tiny_model(tmp_path, "llama"), "reference", threads=1)
+    backend = load_tiny(tiny_model(tmp_path, "llama"), "reference", threads=1)
     requests = requests_for(8, max_prompt_len=150)
     one, same = scheduled(backend, requests, "batched"), scheduled(backend, requests, "batched")
     threads[0] = 2
@@ -163,7 +149,7 @@ def test_mutant_attention_split_by_threads_is_caught(monkeypatch: pytest.MonkeyP
 def test_mutant_attention_split_by_the_size_of_the_batch_is_caught(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    backend = load(tiny_model(tmp_path, "llama"), "reference", threads=1)
+    backend = load_tiny(tiny_model(tmp_path, "llama"), "reference", threads=1)
     forward = backend.forward
     num_tokens = [0]
 
@@ -245,7 +231,7 @@ def test_mutants_are_caught(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    backend = load(tiny_model(tmp_path, "llama"), "cpu", threads=1)
+    backend = load_tiny(tiny_model(tmp_path, "llama"), "cpu", threads=1)
     requests = requests_for(60)
     wanted = alone(backend, requests)
     assert scheduled(backend, requests, schedule) == wanted

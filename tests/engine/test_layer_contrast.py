@@ -11,16 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
-from pellucid.backends.registry import load_backend
 from pellucid.core.batch import ForwardBatch, ForwardOutput
 from pellucid.core.capture import CaptureParams
-from pellucid.core.config import BackendConfig
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.decoding.contrast import dola
 from pellucid.engine import layer_contrast
 from pellucid.engine.layer_contrast import LayerContrast
-from pellucid.weights.loader import open_model
 from tests.support.captures import residuals
 from tests.support.captures import run as run_captures
 from tests.support.engines import make_engine
@@ -28,7 +25,7 @@ from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.mutants import mutant
 from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
-from tests.support.tiny_models import write_tiny_model
+from tests.support.tiny_models import load_tiny, write_tiny_model
 
 LAYERS: list[Any] = ["low", "high", (0, 1), (1,)]
 GREEDY = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
@@ -52,13 +49,6 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_tiny_model(folder / "tiny.gguf", request.param, vocab_size=VOCAB_SIZE, tied=tied)
 
 
-def load(path: Path, name: Any, threads: int = 1) -> Backend:
-    if name == "cpu":
-        pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
-    with open_model(path) as model_file:
-        return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype="f32")
-
-
 def alone(backend: Backend, requests: list[Request]) -> Run:
     return run_alone(backend, FakeTokenizer(), requests, max_model_len=320)
 
@@ -69,7 +59,7 @@ def scheduled(backend: Backend, requests: list[Request], schedule: str) -> Run:
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_the_tokens_are_those_of_the_formula(path: Path, name: str) -> None:
-    backend = load(path, name)
+    backend = load_tiny(path, name, kv_cache_dtype="f32")
     last = len(backend.spec.layers)
     for layers in ([0, 1], [1], list(range(last))):
         expected = list(PROMPT)
@@ -86,16 +76,16 @@ def test_the_tokens_are_those_of_the_formula(path: Path, name: str) -> None:
 @pytest.mark.parametrize(("name", "count"), [("reference", 5), ("cpu", 60)])
 def test_every_schedule_gives_the_same_bits(path: Path, name: str, count: int) -> None:
     requests = contrasting(count, 140)
-    backend = load(path, name)
+    backend = load_tiny(path, name, kv_cache_dtype="f32")
     wanted = alone(backend, requests)
     for schedule in SCHEDULES:
         assert scheduled(backend, requests, schedule) == wanted, schedule
     backend.close()
-    assert scheduled(load(path, name, threads=2), requests, "batched") == wanted
+    assert scheduled(load_tiny(path, name, threads=2, kv_cache_dtype="f32"), requests, "batched") == wanted
 
 
 def test_those_who_do_not_contrast_do_not_notice(path: Path) -> None:
-    backend = load(path, "reference")
+    backend = load_tiny(path, "reference", kv_cache_dtype="f32")
     mixed = contrasting(6, 100)
     plain = [(prompt, replace(params, dola_layers=None)) for prompt, params in mixed]
     with_dola, without = scheduled(backend, mixed, "batched"), scheduled(backend, plain, "batched")
@@ -119,7 +109,8 @@ def siblings_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("defect", [another_token, half_a_layer, siblings_left_as_they_are])
 def test_mutants_are_caught(defect: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    backend = load(write_tiny_model(tmp_path / "tiny.gguf", vocab_size=VOCAB_SIZE), "reference")
+    path = write_tiny_model(tmp_path / "tiny.gguf", vocab_size=VOCAB_SIZE)
+    backend = load_tiny(path, "reference", kv_cache_dtype="f32")
     requests = contrasting(6, 70)
     requests[1] = (requests[1][0], replace(requests[1][1], n=3, temperature=0.9))
     wanted = alone(backend, requests)
@@ -206,7 +197,7 @@ def test_nothing_is_asked_of_steps_without_such_requests(monkeypatch: pytest.Mon
 
 
 def test_projections_come_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = load(path, "reference")
+    backend = load_tiny(path, "reference", kv_cache_dtype="f32")
     requests: list[Request] = [
         ([*PROMPT[:30], number], replace(GREEDY, seed=number, dola_layers=[0, 1])) for number in range(7)
     ]

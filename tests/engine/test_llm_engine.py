@@ -19,7 +19,7 @@ from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import SequenceGroup, SequenceStatus
 from pellucid.core.trace import RequestAdded, RequestFinished, StepDone, TraceEvent
 from pellucid.kvcache.block_pool import CacheIntegrityError
-from tests.support.engines import CheckedEngine, answer_alone, make_engine
+from tests.support.engines import answer_alone, check_stream, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import EOS, FakeTokenizer
 from tests.support.schedules import random_transforms
@@ -101,19 +101,6 @@ def test_random_schedules_never_change_an_answer(schedule: int) -> None:
             assert same_answer(reply, alone), request_id
         if request_id in engine.tokens:
             check_stream(engine, request_id)
-
-
-def check_stream(engine: CheckedEngine, request_id: str) -> None:
-    tokens, reply = engine.tokens[request_id], engine.replies[request_id]
-    for completion in reply.outputs:
-        own = [token for token in tokens if token.index == completion.index]
-        assert "".join(token.text for token in own) == completion.text
-        assert [token.token_id for token in own if token.token_id is not None] == completion.token_ids
-        if completion.logprobs is not None:
-            assert [token.logprobs for token in own if token.token_id is not None] == completion.logprobs
-        assert [token.finish_reason for token in own[:-1]] == [None] * (len(own) - 1)
-        assert own[-1].finish_reason == completion.finish_reason
-    assert [token.request_output for token in tokens] == [None] * (len(tokens) - 1) + [reply]
 
 
 def test_schedules_are_hard_enough() -> None:

@@ -116,3 +116,17 @@ def load_fake_backend(monkeypatch: pytest.MonkeyPatch, kind: type[B] = FakeBacke
     monkeypatch.setattr(loading, "load_backend", lambda model_file, config, kv_cache_dtype: backend)
     monkeypatch.setattr(loading.Tokenizer, "from_gguf", lambda metadata: FakeTokenizer())
     return backend
+
+
+def check_stream(engine: CheckedEngine, request_id: str) -> None:
+    """The tokens streamed for a request are its reply, piece by piece."""
+    tokens, reply = engine.tokens[request_id], engine.replies[request_id]
+    for completion in reply.outputs:
+        own = [token for token in tokens if token.index == completion.index]
+        assert "".join(token.text for token in own) == completion.text
+        assert [token.token_id for token in own if token.token_id is not None] == completion.token_ids
+        if completion.logprobs is not None:
+            assert [token.logprobs for token in own if token.token_id is not None] == completion.logprobs
+        assert [token.finish_reason for token in own[:-1]] == [None] * (len(own) - 1)
+        assert (own[-1].finish_reason, own[-1].stop_reason) == (completion.finish_reason, completion.stop_reason)
+    assert [token.request_output for token in tokens] == [None] * (len(tokens) - 1) + [reply]

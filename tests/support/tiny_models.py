@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pellucid.backends.base import Backend
+from pellucid.backends.registry import load_backend
 from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
+from pellucid.core.config import BackendConfig
 from pellucid.models.family import GGUFHeader
 from pellucid.models.kv_groups import kv_groups
 from pellucid.models.registry import family_for_architecture
 from pellucid.models.spec import ModelSpec, tensor_shapes
 from pellucid.quant.formats import BlockFormat
+from pellucid.weights.loader import open_model
 from pellucid.weights.tensor import WeightTensor
 from pellucid.weights.tensor_map import tensor_sources
 from tests.support.gguf_writer import encode, write_gguf
@@ -185,3 +189,11 @@ def all_logits(backend: Backend, tokens: Sequence[int], chunk: int | None = None
             backend.forward(make_batch([(piece, start, range(num_blocks))], wanted, groups=groups)).logits.copy()
         )
     return np.concatenate(logits)
+
+
+def load_tiny(path: Path, name: Any, threads: int | None = 1, kv_cache_dtype: Any = "f16") -> Backend:
+    """The backend `name` with the model at `path`; skips where the native core is not built."""
+    if name == "cpu":
+        pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
+    with open_model(path) as model_file:
+        return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype=kv_cache_dtype)

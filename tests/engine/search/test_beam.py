@@ -18,7 +18,7 @@ from pellucid.core.sequence import SequenceGroup, SequenceStatus
 from pellucid.engine.lockstep import LockstepGroups
 from pellucid.engine.search.beam import BeamGroupSearch
 from pellucid.kvcache.block_pool import CacheIntegrityError
-from tests.support.engines import CheckedEngine, answer_alone, load_fake_backend, make_engine
+from tests.support.engines import CheckedEngine, answer_alone, check_stream, load_fake_backend, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import EOS
 from tests.support.mutants import mutant
@@ -54,17 +54,6 @@ def random_params(rng: random.Random) -> SamplingParams:
         logprobs_mode="raw" if logprobs is None else "processed",
         seed=rng.randrange(99),
     )
-
-
-def check_stream(engine: CheckedEngine, request_id: str) -> None:
-    tokens, reply = engine.tokens[request_id], engine.replies[request_id]
-    for completion in reply.outputs:
-        own = [token for token in tokens if token.index == completion.index]
-        assert "".join(token.text for token in own) == completion.text
-        assert [token.token_id for token in own if token.token_id is not None] == completion.token_ids
-        assert [token.finish_reason for token in own[:-1]] == [None] * (len(own) - 1)
-        assert (own[-1].finish_reason, own[-1].stop_reason) == (completion.finish_reason, completion.stop_reason)
-    assert [token.request_output for token in tokens] == [None] * (len(tokens) - 1) + [reply]
 
 
 def random_schedule(schedule: int) -> CheckedEngine:

@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 
 from pellucid.backends.base import Backend
-from pellucid.backends.registry import load_backend
-from pellucid.core.config import BackendConfig
 from pellucid.engine.speculative.ngram import NgramDrafter
-from pellucid.weights.loader import open_model
 from tests.support.fake_backend import VOCAB_SIZE
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
-from tests.support.tiny_models import write_tiny_model
+from tests.support.tiny_models import load_tiny, write_tiny_model
 
 MAX_MODEL_LEN = 240
 
@@ -49,13 +46,6 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_tiny_model(folder / "tiny.gguf", request.param, vocab_size=VOCAB_SIZE, tied=tied)
 
 
-def load(path: Path, name: Any, threads: int = 1) -> Backend:
-    if name == "cpu":
-        pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
-    with open_model(path) as model_file:
-        return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype="f16")
-
-
 def scheduled(backend: Backend, requests: list[Request], schedule: str, **options: Any) -> Run:
     options = {**SCHEDULES[schedule], **options}
     if "spare_blocks" in options:
@@ -66,7 +56,7 @@ def scheduled(backend: Backend, requests: list[Request], schedule: str, **option
 @pytest.mark.parametrize(("name", "count"), [("reference", 6), ("cpu", 30)])
 def test_every_schedule_gives_the_same_bits(path: Path, name: str, count: int) -> None:
     requests = requests_with_beams(count)
-    backend = load(path, name)
+    backend = load_tiny(path, name)
     wanted = run_alone(backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN)
     preemptions = 0
     for schedule in SCHEDULES:
@@ -75,13 +65,13 @@ def test_every_schedule_gives_the_same_bits(path: Path, name: str, count: int) -
         assert found.logits == wanted.logits, schedule
         preemptions += found.num_preemptions
     backend.close()
-    assert scheduled(load(path, name, threads=2), requests, "batched") == wanted
+    assert scheduled(load_tiny(path, name, threads=2), requests, "batched") == wanted
     assert preemptions > (20 if name == "cpu" else 0)
 
 
 def test_beside_drafted_ones(path: Path) -> None:
     requests = requests_with_beams(24)
-    backend = load(path, "cpu")
+    backend = load_tiny(path, "cpu")
     wanted = run_alone(backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN)
     for schedule in ("batched", "chunked", "preempted"):
         found = scheduled(backend, requests, schedule, drafter=NgramDrafter(1, 3))

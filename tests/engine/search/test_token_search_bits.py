@@ -10,18 +10,15 @@ from typing import Any
 import pytest
 
 from pellucid.backends.base import Backend
-from pellucid.backends.registry import load_backend
-from pellucid.core.config import BackendConfig
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.search.hidden_states import HiddenStates
-from pellucid.weights.loader import open_model
 from tests.support.drafters import ScriptedDrafter
 from tests.support.engines import make_engine
 from tests.support.fake_backend import VOCAB_SIZE
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.mutants import mutant
 from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
-from tests.support.tiny_models import write_tiny_model
+from tests.support.tiny_models import load_tiny, write_tiny_model
 from tests.support.token_searches import CONTRASTIVE, GUIDED, PROMPT, answered, is_forgotten
 
 MAX_MODEL_LEN = 320
@@ -60,13 +57,6 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_tiny_model(folder / "tiny.gguf", request.param, vocab_size=VOCAB_SIZE, tied=tied)
 
 
-def load(path: Path, name: Any, threads: int = 1) -> Backend:
-    if name == "cpu":
-        pytest.importorskip("pellucid.backends.cpu._native", reason="the native core is not built")
-    with open_model(path) as model_file:
-        return load_backend(model_file, BackendConfig(name, threads), kv_cache_dtype="f16")
-
-
 def alone(backend: Backend, requests: list[Request]) -> Run:
     return run_alone(backend, FakeTokenizer(), requests, max_model_len=MAX_MODEL_LEN)
 
@@ -81,7 +71,7 @@ def scheduled(backend: Backend, requests: list[Request], schedule: str) -> Run:
 @pytest.mark.parametrize(("name", "count"), [("reference", 6), ("cpu", 60)])
 def test_every_schedule_gives_the_same_bits(path: Path, name: str, count: int) -> None:
     requests = searching(count, 140)
-    backend = load(path, name)
+    backend = load_tiny(path, name)
     wanted = alone(backend, requests)
     preemptions = 0
     for schedule in SCHEDULES:
@@ -90,13 +80,13 @@ def test_every_schedule_gives_the_same_bits(path: Path, name: str, count: int) -
         assert found.logits == wanted.logits, schedule
         preemptions += found.num_preemptions
     backend.close()
-    assert scheduled(load(path, name, threads=2), requests, "batched") == wanted
+    assert scheduled(load_tiny(path, name, threads=2), requests, "batched") == wanted
     assert preemptions > (20 if name == "cpu" else 0)
 
 
 def test_nothing_of_them_is_guessed(path: Path) -> None:
     """The others are drafted in the same steps, and no answer changes."""
-    backend = load(path, "cpu")
+    backend = load_tiny(path, "cpu")
     requests = [
         (prompt, replace(params, dola_layers=[0]) if number % 6 == 0 else params)
         for number, (prompt, params) in enumerate(searching(30, 60))
@@ -130,7 +120,7 @@ def prefix_cache_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_mutants_are_caught(defect: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    backend = load(write_tiny_model(tmp_path / "tiny.gguf", vocab_size=VOCAB_SIZE), "reference")
+    backend = load_tiny(write_tiny_model(tmp_path / "tiny.gguf", vocab_size=VOCAB_SIZE), "reference")
     requests = [(prompt, replace(params, max_tokens=4)) for prompt, params in searching(12, 100)[1::3]]
     wanted = alone(backend, requests)
     schedules = ("cached", "preempted")
