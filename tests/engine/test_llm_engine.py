@@ -109,7 +109,7 @@ def test_schedules_are_hard_enough() -> None:
     for schedule in range(10):
         rng = random.Random(schedule)
         engine = make_engine(num_blocks=9, max_model_len=500, max_num_batched_tokens=64)
-        for number in range(20):
+        for number in range(40):
             engine.add_request(str(number), random_prompt(rng), random_params(rng))
         engine.run()
         preemptions += sum(reply.metrics.preemptions for reply in engine.replies.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -9,7 +10,10 @@ from typing import Any
 
 
 def count_steps(function: Callable[[], object]) -> int:
-    """Lines of Python run, and functions called in Python and in C."""
+    """Lines of Python run, and functions called in Python and in C.
+
+    The garbage collector waits: it would run finalizers of anything at a moment of its own.
+    """
     steps = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -21,7 +25,8 @@ def count_steps(function: Callable[[], object]) -> int:
         nonlocal steps
         steps += event == "c_call"
 
-    old_trace, old_profile = sys.gettrace(), sys.getprofile()
+    old_trace, old_profile, collects = sys.gettrace(), sys.getprofile(), gc.isenabled()
+    gc.disable()
     sys.settrace(trace)
     sys.setprofile(profile)
     try:
@@ -29,6 +34,8 @@ def count_steps(function: Callable[[], object]) -> int:
     finally:
         sys.settrace(old_trace)
         sys.setprofile(old_profile)
+        if collects:
+            gc.enable()
     return steps
 
 
