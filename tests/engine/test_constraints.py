@@ -174,7 +174,7 @@ def test_a_request_that_comes_to_nothing_fails_alone() -> None:
 
 
 def test_the_book_costs_nothing_where_nobody_asks() -> None:
-    book = ConstraintBook(FakeTokenizer(), VOCAB_SIZE)  # type: ignore[arg-type]
+    book = ConstraintBook(FakeTokenizer(), VOCAB_SIZE, num_mask_threads=1)  # type: ignore[arg-type]
     book.open(make_group(PROMPT, SamplingParams(max_tokens=5)))
     assert not book
     group = make_group(PROMPT, SamplingParams(min_tokens=1))

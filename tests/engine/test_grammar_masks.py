@@ -42,7 +42,7 @@ def texts(mask: Any) -> set[str]:
 
 
 def test_each_row_gets_the_mask_of_its_own_sequence() -> None:
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     assert not masks
     one, other = group_of(masks, choice=["x1", "x2"]), group_of(masks, choice=["y3"])
     plain = make_group(PROMPT)
@@ -61,7 +61,7 @@ def test_each_row_gets_the_mask_of_its_own_sequence() -> None:
 
 
 def test_a_step_without_grammars_starts_no_thread() -> None:
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group_of(masks, choice=["x"])
     masks.begin(rows_of(make_group(PROMPT).sequences[0], ""))
     assert masks.join() == []
@@ -69,7 +69,7 @@ def test_a_step_without_grammars_starts_no_thread() -> None:
 
 
 def test_an_ended_request_is_forgotten() -> None:
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = group_of(masks, choice=["x"])
     masks.close(group)
     masks.close(group)
@@ -85,7 +85,7 @@ def test_masks_are_worked_out_while_the_caller_does_something_else(monkeypatch: 
         return work(self, *args)
 
     monkeypatch.setattr(GrammarMatcher, "masks", waits_for_the_caller)
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = group_of(masks, choice=["x"])
     masks.begin(rows_of(group.sequences[0], ""))
     caller_goes_on.set()  # never, if begin waited for the masks
@@ -103,7 +103,7 @@ def test_masks_are_handed_over_unless_that_takes_longer(quick: bool, monkeypatch
 
     monkeypatch.setattr(GrammarMatcher, "masks", watched)
     monkeypatch.setattr(grammar_masks, "HANDOVER_SECONDS", 1000.0 if quick else 0.0)
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = group_of(masks, choice=["xyz"])
     for text, expected in (("", "x"), ("x", "y"), ("xy", "z")):
         masks.begin(rows_of(group.sequences[0], text))
@@ -112,8 +112,16 @@ def test_masks_are_handed_over_unless_that_takes_longer(quick: bool, monkeypatch
     assert {name == threading.current_thread().name for name in workers[1:]} == {quick}
 
 
+def test_where_no_processor_is_free_masks_are_worked_out_at_once() -> None:
+    masks = GrammarMasks(0)
+    group = group_of(masks, choice=["xyz"])
+    masks.begin(rows_of(group.sequences[0], ""))
+    assert masks._workers is None
+    assert texts(dict(masks.join())[0]) == {"x"}
+
+
 def test_one_request_that_fails_does_not_take_others_with_it() -> None:
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     one, other = group_of(masks, choice=["x"]), group_of(masks, choice=["y"])
     masks.begin([*rows_of(one.sequences[0], "q", "q"), *rows_of(other.sequences[0], "")])
     results = dict(masks.join())
@@ -126,7 +134,7 @@ def test_a_defect_is_told_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -
     def broken(self: GrammarMatcher, *args: Any) -> Any:
         raise ZeroDivisionError
 
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = group_of(masks, choice=["x"])
     with monkeypatch.context() as patch:
         patch.setattr(GrammarMatcher, "masks", broken)
@@ -147,7 +155,7 @@ def test_a_step_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(GrammarMatcher, "masks", stuck)
     monkeypatch.setattr(grammar_masks, "MASK_SECONDS", 0.01)
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = group_of(masks, choice=["x"])
     masks.begin(rows_of(group.sequences[0], ""))
     result = dict(masks.join())[0]
@@ -157,7 +165,7 @@ def test_a_step_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_nobody_waited_for_is_not_taken_for_the_next_step() -> None:
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = group_of(masks, choice=["xyz"])
     for text, expected in (("", "x"), ("x", "y"), ("xy", "z")):
         masks.begin(rows_of(group.sequences[0], ""))  # a step whose forward pass failed
@@ -166,7 +174,7 @@ def test_what_nobody_waited_for_is_not_taken_for_the_next_step() -> None:
 
 
 def test_the_threads_end_with_the_engine() -> None:
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = group_of(masks, choice=["x"])
     masks.begin(rows_of(group.sequences[0], ""))
     masks.join()
@@ -184,7 +192,7 @@ def test_the_threads_end_with_the_engine() -> None:
 
 
 def test_sequences_of_a_group_go_their_own_ways() -> None:
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = make_group(PROMPT, num_lockstep=2)
     masks.open(group, compiled(TOKENIZER, choice=["ax", "by", "bz"]))
     first, second = group.sequences
@@ -200,7 +208,7 @@ def test_sequences_of_a_group_go_their_own_ways() -> None:
 
 
 def test_a_forked_child_has_threads_of_its_own() -> None:
-    masks = GrammarMasks()
+    masks = GrammarMasks(2)
     group = group_of(masks, choice=["x"])
     rows = rows_of(group.sequences[0], "")
     masks.begin(rows)

@@ -17,9 +17,10 @@ from pellucid.core.kv_windows import first_visible_block
 from pellucid.kvcache import cache_manager
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from pellucid.kvcache.cache_manager import CacheManager
-from tests.engine.test_bit_identity import MAX_MODEL_LEN, load, requests_for, tiny_model
+from tests.engine.test_bit_identity import MAX_MODEL_LEN, requests_for, tiny_model
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.schedules import SCHEDULES, Request, Run, run, run_alone
+from tests.support.tiny_models import load_tiny
 
 WINDOW = 40
 
@@ -36,7 +37,7 @@ def scheduled(backend: Backend) -> Run:
 
 @pytest.fixture(params=["reference", "cpu"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return load(tiny_model(tmp_path, "gemma3"), request.param, threads=1)
+    return load_tiny(tiny_model(tmp_path, "gemma3"), request.param, threads=1)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ class FakeBackend:
     """
 
     name = "fake"
+    threads = 1
     kv_layout = "fake 1"
 
     def __init__(

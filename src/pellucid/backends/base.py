@@ -20,6 +20,8 @@ class Backend(Protocol):
 
     name: str
     spec: ModelSpec
+    threads: int
+    """Threads that a forward pass computes with."""
     kv_layout: str
     """What the bytes of a KV block mean: backend, version of its layout and arithmetic, dtype, block size, KV groups.
     Of the same model, bytes read under one layout may be written under an equal one, and only there."""

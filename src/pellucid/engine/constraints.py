@@ -29,13 +29,16 @@ class ConstraintBook:
 
     The masks of a step are begun before the forward pass and joined after it, so that what takes long can be done
     meanwhile.
+
+    Args:
+        num_mask_threads: threads that masks of grammars may take then, which the forward pass leaves free.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, *, num_mask_threads: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._constraints: dict[SequenceGroup, TokenConstraints] = {}
-        self._grammars = GrammarMasks()
+        self._grammars = GrammarMasks(num_mask_threads)
         self._rows: list[Row] = []
         self._masks: list[TokenMask | None] = []
 

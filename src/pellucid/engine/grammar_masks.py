@@ -1,5 +1,5 @@
-"""Masks of the requests whose answers follow a grammar, worked out in threads while the forward pass runs: all but
-those that take less than handing them over."""
+"""Masks of the requests whose answers follow a grammar, worked out in threads while the forward pass runs: where it
+leaves processors free, and all but those that take less than handing them over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.errors import EngineError, InvalidRequestError, PellucidError
-from pellucid.core.processors import usable_processors
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.decoding.grammar import Grammar, GrammarMatcher
 
@@ -44,9 +43,15 @@ class _Job(NamedTuple):
 
 
 class GrammarMasks:
-    """The grammars of the requests that have one. False while there are none."""
+    """The grammars of the requests that have one. False while there are none.
 
-    def __init__(self) -> None:
+    Args:
+        num_threads: threads that work out masks. With 0 all are worked out before the forward pass: on a processor that
+            it computes on, they would hold up its other threads too (docs/benchmarks.md).
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
         self._grammars: dict[SequenceGroup, tuple[Grammar, dict[Sequence, GrammarMatcher]]] = {}
         self._workers: _Workers | None = None
         self._begun: list[list[_Job]] = []
@@ -72,11 +77,11 @@ class GrammarMasks:
         """
         jobs = self._jobs(rows)
         self._begun, self._at_once = [], []
-        if sum(job.matcher.seconds for job in jobs) < HANDOVER_SECONDS:
+        if self._num_threads < 1 or sum(job.matcher.seconds for job in jobs) < HANDOVER_SECONDS:
             self._at_once = _rows_of(jobs, _work(jobs))
             return
         if self._workers is None or self._workers.process != os.getpid():  # a forked child has no threads of its parent
-            self._workers = _Workers(usable_processors())
+            self._workers = _Workers(self._num_threads)
         num_parts = min(len(jobs), self._workers.num_threads)
         self._begun = [jobs[first::num_parts] for first in range(num_parts)]
         self._workers.begin(self._begun)

@@ -19,6 +19,7 @@ from pellucid.core.errors import (
 from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.core.metrics import EngineCounters, EngineMetrics, StepTimes
 from pellucid.core.outputs import RequestOutput
+from pellucid.core.processors import usable_processors
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import SequenceGroup
 from pellucid.core.trace import RequestAdded, RequestFinished, SequencePreempted, StepDone, TraceSink
@@ -114,7 +115,9 @@ class LLMEngine:
         self._captures = CaptureBook(self._backend.spec, self._capture_memory)
         self._layer_contrast = LayerContrast(self._backend)
         self._searches = SearchBook(self.scheduler, self._backend.spec)
-        self._constraints = ConstraintBook(self._tokenizer, self._backend.spec.vocab_size)
+        self._constraints = ConstraintBook(
+            self._tokenizer, self._backend.spec.vocab_size, num_mask_threads=usable_processors() - self._backend.threads
+        )
         self._processors = ProcessorBook()
         self._output_processor = OutputProcessor(self._tokenizer, self.scheduler, self._captures, self._searches)
         model_runner = ModelRunner(

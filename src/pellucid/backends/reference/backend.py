@@ -58,6 +58,7 @@ class ReferenceBackend:
     """
 
     name = "reference"
+    threads = 1
 
     def __init__(
         self,
