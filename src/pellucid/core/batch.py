@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.core.capture import StepCapture
+from pellucid.core.capture import SequenceCapture, StepCapture
 from pellucid.core.sampling_params import SamplingParams
 
 BLOCK_SIZE = 64
@@ -48,6 +49,11 @@ class ForwardBatch:
     @property
     def num_seqs(self) -> int:
         return int(self.kv_lens.shape[0])
+
+    def with_captures(self, wanted: Iterable[SequenceCapture]) -> ForwardBatch:
+        """This batch, with `wanted` to be written down too."""
+        others, seconds = ((), None) if self.capture is None else (self.capture.sequences, self.capture.seconds)
+        return replace(self, capture=StepCapture((*others, *wanted), seconds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,19 @@ class SequenceCapture:
     attention: dict[int, NDArray[np.float32]]
 
 
+def residual_capture(
+    row: int, tokens: NDArray[np.int32], residual_points: NDArray[np.int32], hidden_size: int
+) -> SequenceCapture:
+    """A wish for the residual stream alone, with the memory for it; as in SequenceCapture.
+
+    Raises:
+        MemoryError: there is none.
+    """
+    none = np.empty(0, np.int32)
+    residual = np.empty((len(residual_points), len(tokens), hidden_size), np.float32)
+    return SequenceCapture(row, tokens, residual_points, residual, mlp={}, queries=none, heads=none, attention={})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepCapture:
     """What a backend is to write down of one step besides its logits.

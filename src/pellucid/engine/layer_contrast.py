@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
 from pellucid.core.batch import ForwardBatch
-from pellucid.core.capture import SequenceCapture, StepCapture
+from pellucid.core.capture import SequenceCapture, residual_capture
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.decoding.contrast import dola, premature_layers
@@ -19,8 +18,6 @@ from pellucid.models.spec import ModelSpec
 
 MAX_PROJECTED = 64
 """Hidden states whose logits are held at a time, or those of one row where they are more."""
-
-_NONE = np.empty(0, np.int32)
 
 
 def contrasted_layers(params: SamplingParams, spec: ModelSpec) -> list[int]:
@@ -68,8 +65,7 @@ class LayerContrast:
                     self._first_rows.append((row, sequence))
         if not self._wanted:
             return batch
-        others, seconds = ((), None) if batch.capture is None else (batch.capture.sequences, batch.capture.seconds)
-        return replace(batch, capture=StepCapture((*others, *self._wanted.values()), seconds))
+        return batch.with_captures(self._wanted.values())
 
     def apply(self, logits: NDArray[np.float32], masks: Mapping[Sequence, TokenMask | None]) -> None:
         """Replace the rows of `logits`, float32 [num_logits, vocab_size], after the forward of the batch `attach` gave.
@@ -97,13 +93,5 @@ class LayerContrast:
             yield from np.split(self._backend.project(np.concatenate(together), normalize=False), ends)
 
     def _wish(self, batch: ForwardBatch, token: int, points: NDArray[np.int32]) -> SequenceCapture:
-        return SequenceCapture(
-            row=int(np.searchsorted(batch.cu_seqlens, token, side="right")) - 1,
-            tokens=np.array([token], np.int32),
-            residual_points=points,
-            residual=np.empty((len(points), 1, self._backend.spec.hidden_size), np.float32),
-            mlp={},
-            queries=_NONE,
-            heads=_NONE,
-            attention={},
-        )
+        row = int(np.searchsorted(batch.cu_seqlens, token, side="right")) - 1
+        return residual_capture(row, np.array([token], np.int32), points, self._backend.spec.hidden_size)

@@ -104,10 +104,7 @@ class OutputProcessor:
             if group.num_unfinished == 0:
                 ended[group] = token
         for group, token in ended.items():  # only now have all of a group's sequences had their say
-            reply = self._reply(group)
-            output.finished.append(reply)
-            if token is not None:
-                token.request_output = reply
+            self._end(group, token, output)
 
     def settle(self, answer: Sequence, row: SampledRow, now: float, output: StepOutput) -> None:
         """Take in the token that the search of a lockstep group has added to `answer` at `now`, chosen from `row`."""
@@ -122,10 +119,7 @@ class OutputProcessor:
             group = answer.group
             self._scheduler.finish_group(group, answer.finish_reason)
             self._searches.close(group)
-            reply = self._reply(group)
-            output.finished.append(reply)
-            if group.stream:
-                output.tokens[-1].request_output = reply
+            self._end(group, output.tokens[-1] if group.stream else None, output)
 
     def finish_early(self, group: SequenceGroup, sequences: list[Sequence], output: StepOutput) -> None:
         """Add the terminal reply of a group whose last `sequences` ended without a token: refused, failed, aborted; or
@@ -143,10 +137,7 @@ class OutputProcessor:
             if group.stream:
                 token = TokenOutput(group.request_id, sequence.index, None, delta, None, sequence.finish_reason)
                 output.tokens.append(token)
-        reply = self._reply(group)
-        output.finished.append(reply)
-        if token is not None:
-            token.request_output = reply
+        self._end(group, token, output)
 
     def fail(self, group: SequenceGroup, error: PellucidError, output: StepOutput) -> None:
         """Add the terminal reply of a group that a defect left in an unknown state: its tokens, and the text that was
@@ -192,10 +183,14 @@ class OutputProcessor:
                         stop_reason if is_last else None,
                     )
                     output.tokens.append(token)
+        self._end(group, token, output)
+
+    def _end(self, group: SequenceGroup, last: TokenOutput | None, output: StepOutput) -> None:
+        """Add the terminal reply of a group, and give it to the `last` token that is streamed of it."""
         reply = self._reply(group)
         output.finished.append(reply)
-        if token is not None:
-            token.request_output = reply
+        if last is not None:
+            last.request_output = reply
 
     def _stream_prompt(self, sequence: Sequence, output: StepOutput) -> None:
         """The tokens of the prompt, before the first one chosen for `sequence`."""

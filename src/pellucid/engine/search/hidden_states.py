@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from pellucid.core.batch import ForwardBatch
-from pellucid.core.capture import SequenceCapture, StepCapture
+from pellucid.core.capture import SequenceCapture, residual_capture
 from pellucid.core.errors import CapacityError
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.search.contrastive import ContrastiveSearch
 from pellucid.models.spec import ModelSpec
-
-_NONE = np.empty(0, np.int32)
 
 
 class HiddenStates:
@@ -55,9 +51,7 @@ class HiddenStates:
             raise CapacityError("no memory is left for the hidden states of a search", param="penalty_alpha") from None
         if not self._pending:
             return batch
-        others, seconds = ((), None) if batch.capture is None else (batch.capture.sequences, batch.capture.seconds)
-        wanted = (wish for _, wish in self._pending)
-        return replace(batch, capture=StepCapture((*others, *wanted), seconds))
+        return batch.with_captures(wish for _, wish in self._pending)
 
     def commit(self) -> None:
         """Show what the step of the batch that `attach` gave has written."""
@@ -71,14 +65,5 @@ class HiddenStates:
         first, end = max(begin, num_known), begin + sequence.num_scheduled_tokens
         if first >= end:
             return
-        wish = SequenceCapture(
-            row=row,
-            tokens=np.arange(first_token + first - begin, first_token + end - begin, dtype=np.int32),
-            residual_points=self._points,
-            residual=np.empty((1, end - first, self._hidden_size), np.float32),
-            mlp={},
-            queries=_NONE,
-            heads=_NONE,
-            attention={},
-        )
-        self._pending.append((sequence, wish))
+        tokens = np.arange(first_token + first - begin, first_token + end - begin, dtype=np.int32)
+        self._pending.append((sequence, residual_capture(row, tokens, self._points, self._hidden_size)))
