@@ -18,7 +18,7 @@ import pytest
 
 from pellucid.cli.main import main
 from pellucid.engine.llm_engine import LLMEngine
-from pellucid.server.batch_output import FileOutput
+from pellucid.server.batch.batch_output import FileOutput
 from pellucid.weights.cache import exclusive
 
 pytestmark = pytest.mark.filterwarnings("ignore:the native core is not installed")

@@ -15,8 +15,8 @@ from pellucid.core.validation import shown
 
 if TYPE_CHECKING:
     from pellucid.engine.progress import GenerateProgress
-    from pellucid.server.batch_input import BatchInput
-    from pellucid.server.batch_output import BatchOutput, Identity, Tally
+    from pellucid.server.batch.batch_input import BatchInput
+    from pellucid.server.batch.batch_output import BatchOutput, Identity, Tally
 
 DESCRIPTION = """
 Answer every request of a file in the format of the OpenAI Batch API: one JSON object a line, with custom_id, method,
@@ -67,8 +67,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pellucid.cli.console import ProgressReport
     from pellucid.core.validation import UINT64_MAX, check_integer
-    from pellucid.server.batch_input import BatchInput
-    from pellucid.server.batch_output import FileOutput, Identity, StreamOutput
+    from pellucid.server.batch.batch_input import BatchInput
+    from pellucid.server.batch.batch_output import FileOutput, Identity, StreamOutput
     from pellucid.weights import catalog
 
     check_integer("seed", args.seed, 0, UINT64_MAX)
@@ -129,8 +129,8 @@ def answer(args: argparse.Namespace, batch_input: BatchInput, output: BatchOutpu
     """Load the model, answer what is not answered yet, and say how it went."""
     from pellucid.cli import session
     from pellucid.engine.progress import GenerateProgress
-    from pellucid.server.batch import Batch
-    from pellucid.server.batch_output import FileOutput
+    from pellucid.server.batch.batch import Batch
+    from pellucid.server.batch.batch_output import FileOutput
 
     file_output = output if isinstance(output, FileOutput) else None
     if file_output is not None and file_output.resolved is not None:  # what was left to choose was chosen then

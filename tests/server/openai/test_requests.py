@@ -9,19 +9,19 @@ import pytest
 
 from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
 from pellucid.core.sampling_params import SamplingParams
-from pellucid.server import openai_requests
-from pellucid.server.openai_requests import check_model, parse_chat_completion, parse_completion
+from pellucid.server.openai import requests
+from pellucid.server.openai.requests import check_model, parse_chat_completion, parse_completion
 from tests.support.fake_tokenizer import FakeTokenizer
 
 TOKENIZER: Any = FakeTokenizer()
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
-def chat(**body: Any) -> openai_requests.GenerationRequest:
+def chat(**body: Any) -> requests.GenerationRequest:
     return parse_chat_completion({"model": "m", "messages": MESSAGES, **body}, TOKENIZER)
 
 
-def completion(**body: Any) -> openai_requests.GenerationRequest:
+def completion(**body: Any) -> requests.GenerationRequest:
     return parse_completion({"model": "m", "prompt": "hi", **body}, TOKENIZER)
 
 
@@ -133,13 +133,13 @@ def test_prompts() -> None:
 
 @EITHER
 def test_null_is_as_good_as_nothing(parse: Any) -> None:
-    names = [*openai_requests.SAMPLING_FIELDS, *openai_requests._NEUTRAL, "max_tokens", "logprobs", "user"]
+    names = [*requests.SAMPLING_FIELDS, *requests._NEUTRAL, "max_tokens", "logprobs", "user"]
     assert parse(**dict.fromkeys(names)) == parse()
 
 
 @EITHER
 def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
-    table = openai_requests._NEUTRAL_CHAT if parse is chat else openai_requests._NEUTRAL_COMPLETION
+    table = requests._NEUTRAL_CHAT if parse is chat else requests._NEUTRAL_COMPLETION
     for name, values in table.items():
         for value in values:
             assert parse(**{name: value}) == parse(), name

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pellucid.core.errors import InvalidRequestError, StorageError
-from pellucid.server import batch_output
-from pellucid.server.batch_output import FileOutput, Identity, encode_line
+from pellucid.server.batch import batch_output
+from pellucid.server.batch.batch_output import FileOutput, Identity, encode_line
 
 NUM_REQUESTS = 12
 IDENTITY = Identity({"seed": 1, "input_sha256": "ab"})

@@ -18,10 +18,10 @@ from pellucid.core.validation import shown
 from pellucid.engine.llm import LLM
 from pellucid.engine.offline import OfflineRun, Request
 from pellucid.engine.progress import GenerateProgress
-from pellucid.server.batch_input import BatchInput, BatchLine
-from pellucid.server.batch_output import BatchOutput, Identity
-from pellucid.server.openai_requests import ENDPOINTS, GenerationRequest, check_model
-from pellucid.server.openai_responses import error_body, response_body
+from pellucid.server.batch.batch_input import BatchInput, BatchLine
+from pellucid.server.batch.batch_output import BatchOutput, Identity
+from pellucid.server.openai.requests import ENDPOINTS, GenerationRequest, check_model
+from pellucid.server.openai.responses import error_body, response_body
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 LINE_FIELDS = frozenset(("custom_id", "method", "url", "body"))

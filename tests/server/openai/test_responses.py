@@ -10,8 +10,8 @@ import pytest
 from pellucid.core.errors import BackendError, InvalidRequestError, PellucidError, QueueFullError
 from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput
 from pellucid.core.sampling_params import SamplingParams
-from pellucid.server.openai_requests import GenerationRequest
-from pellucid.server.openai_responses import error_body, response_body
+from pellucid.server.openai.requests import GenerationRequest
+from pellucid.server.openai.responses import error_body, response_body
 
 
 class ByteTokenizer:

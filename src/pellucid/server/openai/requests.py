@@ -14,7 +14,7 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
 from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
-from pellucid.server.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
+from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 MAX_PROMPTS = 2048

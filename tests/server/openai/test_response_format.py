@@ -8,8 +8,8 @@ import pytest
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.structured_outputs import StructuredOutputsParams
-from pellucid.server.openai_requests import parse_chat_completion, parse_completion
-from pellucid.server.response_format import structured_outputs
+from pellucid.server.openai.requests import parse_chat_completion, parse_completion
+from pellucid.server.openai.response_format import structured_outputs
 from tests.support.fake_tokenizer import FakeTokenizer
 
 SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}

@@ -9,8 +9,8 @@ import tracemalloc
 import pytest
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.server import batch_input
-from pellucid.server.batch_input import BatchInput
+from pellucid.server.batch import batch_input
+from pellucid.server.batch.batch_input import BatchInput
 
 
 def read(data: bytes) -> list[tuple[int, int, str]]:

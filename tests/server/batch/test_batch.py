@@ -14,10 +14,10 @@ import pytest
 
 from pellucid import LLM, SamplingParams
 from pellucid.engine.progress import GenerateProgress
-from pellucid.server import batch
-from pellucid.server.batch import Batch
-from pellucid.server.batch_input import BatchInput
-from pellucid.server.batch_output import Identity, Tally
+from pellucid.server.batch import batch
+from pellucid.server.batch.batch import Batch
+from pellucid.server.batch.batch_input import BatchInput
+from pellucid.server.batch.batch_output import Identity, Tally
 from pellucid.weights.catalog import DEFAULT_MODEL
 from tests.support.engines import load_fake_backend
 from tests.support.fake_backend import FakeBackend
@@ -226,7 +226,7 @@ def test_a_seed_is_kept(llm: LLM) -> None:
 
 
 def test_the_example_of_the_documentation_is_served(llm: LLM) -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
     lines = [json.loads(each) for each in text.splitlines() if each.startswith('{"custom_id"')]
     assert len(lines) == 2
     for each in lines:

@@ -8,7 +8,7 @@ from typing import Any
 from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput
 from pellucid.core.sampling_params import SamplingParams
-from pellucid.server.openai_requests import GenerationRequest
+from pellucid.server.openai.requests import GenerationRequest
 from pellucid.tokenizer.detokenizer import IncrementalDetokenizer
 from pellucid.tokenizer.tokenizer import Tokenizer
 
