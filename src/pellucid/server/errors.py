@@ -1,0 +1,82 @@
+"""Errors that only a server has."""
+
+from __future__ import annotations
+
+from pellucid.core.errors import PellucidError
+
+
+class NotReadyError(PellucidError):
+    """The model is still loading, or could not be loaded."""
+
+    status = 503
+    code = "model_not_ready"
+
+
+class AuthenticationError(PellucidError):
+    """The request carries no key, or one that is not known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class ForbiddenError(PellucidError):
+    """The request comes from where none may come from: its Host or Origin is not on the list."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFoundError(PellucidError):
+    """No such route, or no such object."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowedError(PellucidError):
+    """The route does not take this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeoutError(PellucidError):
+    """The client did not send its request in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class RequestTooLargeError(PellucidError):
+    """The body is larger than the server takes."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaTypeError(PellucidError):
+    """The body is not JSON by its own account."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class HeaderTooLargeError(PellucidError):
+    """The request line and headers are larger than the server takes."""
+
+    status = 431
+    code = "header_too_large"
+
+
+class OverloadedError(PellucidError):
+    """More connections or requests than the server takes at once."""
+
+    status = 503
+    code = "overloaded"
+
+
+class DeadlineError(PellucidError):
+    """The answer was not complete when its time was up."""
+
+    status = 504
+    code = "deadline_exceeded"

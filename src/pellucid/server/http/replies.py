@@ -1,0 +1,52 @@
+"""JSON answers, errors among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from pellucid.core.errors import PellucidError
+from pellucid.server.anthropic.errors import error_body as anthropic_error_body
+from pellucid.server.openai.responses import error_body as openai_error_body
+
+MESSAGES_PATH = "/v1/messages"
+"""Here and below it, errors have Anthropic's form."""
+RETRY_AFTER_SECONDS = 1
+"""What clients are told that may try again."""
+
+
+def json_bytes(value: Any) -> bytes:
+    """`value` as compact JSON in UTF-8. Half a character (a lone surrogate), which UTF-8 cannot hold, is escaped.
+
+    Raises:
+        ValueError: it has a number that JSON does not have.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that is `value`."""
+    return Response(json_bytes(value), status, headers, media_type="application/json")
+
+
+def is_messages_path(path: str) -> bool:
+    """Whether `path` speaks Anthropic's API."""
+    return path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
+
+
+def error_response(error: PellucidError, path: str) -> Response:
+    """What answers a request to `path` that failed with `error`, in the form of its API."""
+    body = anthropic_error_body(error) if is_messages_path(path) else openai_error_body(error)
+    headers = {}
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="pellucid"'
+    return json_response(body, error.status, headers)

@@ -1,0 +1,38 @@
+"""What the parsers of request bodies need to know of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pellucid.core.errors import ModelNotFoundError
+from pellucid.core.validation import shown
+from pellucid.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The loaded model, as requests see it.
+
+    Attributes:
+        names: what requests may call it, at least one.
+        tokenizer: text to token ids and back.
+        max_model_len: most tokens of a prompt and its continuation together.
+        vocab_size: how many token ids there are.
+        hidden_size: numbers in a hidden state.
+        max_output_tokens: most tokens of all continuations that a request may ask for; None for no limit but the
+            context.
+    """
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer
+    max_model_len: int
+    vocab_size: int
+    hidden_size: int
+    max_output_tokens: int | None = None
+
+    def check_name(self, model: str) -> None:
+        """Raises ModelNotFoundError unless `model` is one of its names."""
+        if model not in self.names:
+            raise ModelNotFoundError(
+                f"the model {shown(model)} is not served here; this one goes by {', '.join(self.names)}", param="model"
+            )
