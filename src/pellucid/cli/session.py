@@ -67,15 +67,11 @@ def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
     Raises:
         InvalidRequestError: an option is out of range, or says how to guess where nothing is to be guessed.
     """
-    names = ("num_draft_tokens", "draft_model", "layers")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.speculative is None:
-        for name in given:
-            raise InvalidRequestError(f"{name} needs a method: give --speculative too", param=name)
-        return None
-    from pellucid import SpeculativeConfig
+    from pellucid.core.config import speculation
 
-    return SpeculativeConfig(args.speculative, **given)
+    return speculation(
+        args.speculative, num_draft_tokens=args.num_draft_tokens, draft_model=args.draft_model, layers=args.layers
+    )
 
 
 @contextmanager

@@ -209,6 +209,20 @@ def speculative_config(value: SpeculativeMethod | SpeculativeConfig | None) -> S
     return value
 
 
+def speculation(method: SpeculativeMethod | None, **options: Any) -> SpeculativeConfig | None:
+    """The configuration of a method with those `options` that are not None; None where nothing is to be guessed.
+
+    Raises:
+        InvalidRequestError: an option is out of range, or says how to guess where nothing is to be guessed.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if method is None:
+        for name in given:
+            raise InvalidRequestError(f"{name} needs a method: give --speculative too", param=name)
+        return None
+    return SpeculativeConfig(method, **given)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything an engine was asked for."""
