@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pellucid.core.errors import ModelNotFoundError
 from pellucid.core.validation import shown
+from pellucid.server.chat.formats import PLAIN_TEXT, ChatFormat
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 
@@ -21,6 +22,7 @@ class ServedModel:
         hidden_size: numbers in a hidden state.
         max_output_tokens: most tokens of all continuations that a request may ask for; None for no limit but the
             context.
+        chat_format: how it writes tool calls and reasoning.
     """
 
     names: tuple[str, ...]
@@ -29,6 +31,7 @@ class ServedModel:
     vocab_size: int
     hidden_size: int
     max_output_tokens: int | None = None
+    chat_format: ChatFormat = PLAIN_TEXT
 
     def check_name(self, model: str) -> None:
         """Raises ModelNotFoundError unless `model` is one of its names."""
