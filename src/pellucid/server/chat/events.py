@@ -37,8 +37,8 @@ class ToolCallBegin:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallArguments:
-    """A piece of the arguments of call `index`: joined, they are a JSON object as the model wrote it, cut short where the
-    answer is."""
+    """A piece of the arguments of call `index`: joined, they are a JSON object as the model wrote it, cut short
+    where the answer is."""
 
     index: int
     text: str
