@@ -109,8 +109,6 @@ def add_speculation_options(parser: argparse.ArgumentParser) -> None:
 
 def layer_numbers(text: str) -> list[int]:
     """`0-10,19-29`: numbers and ranges, which include their ends."""
-    layers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        layers += range(int(first), int(last or first) + 1)
-    return layers
+    from pellucid.core import config
+
+    return config.layer_numbers(text)

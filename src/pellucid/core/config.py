@@ -17,6 +17,7 @@ MAX_MEMORY = 2**63 - 1
 MAX_DRAFT_TOKENS = 64
 MAX_PROMPT_LOOKUP = 32
 MAX_LOOKAHEAD_NGRAM = 16
+MAX_LAYER = 9_999
 
 KVCacheDtype = Literal["f16", "bf16", "f32", "q8"]
 BackendName = Literal["auto", "cpu", "reference"]
@@ -194,6 +195,26 @@ def _rising_layers(value: Any) -> tuple[int, ...]:
     if not layers or list(layers) != sorted(set(layers)):
         raise refusal("layers", list(layers), range_text)
     return layers
+
+
+def layer_numbers(text: str) -> list[int]:
+    """`0-10,19-29`: numbers and ranges, which include their ends.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        layers += range(_layer_number(first), _layer_number(last or first) + 1)
+    return layers
+
+
+def _layer_number(text: str) -> int:
+    number = int(text[:10])
+    if number > MAX_LAYER:  # before a range is made of it
+        raise ValueError(text)
+    return number
 
 
 def speculative_config(value: SpeculativeMethod | SpeculativeConfig | None) -> SpeculativeConfig | None:
