@@ -114,6 +114,17 @@ class AsyncRequest:
                 await self._waiter
             finally:
                 self._waiter = None
+        return self._pop()
+
+    def take_ready(self) -> TokenOutput | None:
+        """In the loop: the next item, if it is there and no failure."""
+        item = self._items[0] if self._items else None
+        if not isinstance(item, TokenOutput) or (item.request_output is not None and item.request_output.error):
+            return None
+        self._pop()
+        return item
+
+    def _pop(self) -> Item:
         self.num_read += 1
         return self._items.popleft()
 
@@ -143,16 +154,36 @@ class AsyncTokenStream:
 
     async def __anext__(self) -> TokenOutput:
         """Raises PellucidError if the request was refused or failed, StopAsyncIteration after its last token."""
-        if self._is_over:
+        token = None if self._is_over else await self._next()
+        if token is None:
             raise StopAsyncIteration
+        return token
+
+    async def read(self) -> list[TokenOutput]:
+        """The next token, once it is there, and with it all that have come since the last call: for whoever passes
+        tokens on and may have fallen behind. Empty after the last one.
+
+        Raises:
+            PellucidError: the request was refused or failed, and the tokens that came before that have been read.
+        """
+        if self._is_over:
+            return []
+        token = await self._next()
+        tokens = [] if token is None else [token]
+        while not self._is_over and (item := self._request.take_ready()) is not None:
+            tokens.append(self._opened(item))
+        return tokens
+
+    async def _next(self) -> TokenOutput | None:
         await self._begin()
         try:
             item = await self._request.take()
         except asyncio.CancelledError:
             self._drop()
             raise
-        if item is None:
-            raise StopAsyncIteration
+        return None if item is None else self._opened(item)
+
+    def _opened(self, item: Item) -> TokenOutput:
         if self._request.is_paused:
             self._engine._has_read(self._request)
         if isinstance(item, PellucidError):

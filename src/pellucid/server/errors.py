@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from secrets import token_hex
+from traceback import format_tb
+
 from pellucid.core.errors import PellucidError
+
+logger = logging.getLogger(__name__)
 
 
 class NotReadyError(PellucidError):
@@ -80,3 +86,12 @@ class DeadlineError(PellucidError):
 
     status = 504
     code = "deadline_exceeded"
+
+
+def internal_error(defect: Exception) -> PellucidError:
+    """What a client is told of a defect: a number, under which the log has it. The log has where it happened, and not
+    the message, which may quote a prompt."""
+    number = token_hex(8)
+    where = "".join(format_tb(defect.__traceback__))
+    logger.error("internal error %s: %s\n%s", number, type(defect).__name__, where.rstrip())
+    return PellucidError(f"internal error {number}: this is a bug in Pellucid; the server's log has it by this number")

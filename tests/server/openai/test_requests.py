@@ -10,19 +10,19 @@ import pytest
 from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.server.openai import requests
-from pellucid.server.openai.requests import check_model, parse_chat_completion, parse_completion
-from tests.support.fake_tokenizer import FakeTokenizer
+from pellucid.server.openai.requests import parse_chat_completion, parse_completion
+from tests.support.served_models import served_model
 
-TOKENIZER: Any = FakeTokenizer()
+MODEL = served_model()
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
 def chat(**body: Any) -> requests.GenerationRequest:
-    return parse_chat_completion({"model": "m", "messages": MESSAGES, **body}, TOKENIZER)
+    return parse_chat_completion({"model": "m", "messages": MESSAGES, **body}, MODEL)
 
 
 def completion(**body: Any) -> requests.GenerationRequest:
-    return parse_completion({"model": "m", "prompt": "hi", **body}, TOKENIZER)
+    return parse_completion({"model": "m", "prompt": "hi", **body}, MODEL)
 
 
 EITHER = pytest.mark.parametrize("parse", [chat, completion])
@@ -30,7 +30,7 @@ EITHER = pytest.mark.parametrize("parse", [chat, completion])
 
 def test_the_least_bodies() -> None:
     request = chat()
-    assert request.prompts == [TOKENIZER.apply_chat_template(MESSAGES)]
+    assert request.prompts == [MODEL.tokenizer.apply_chat_template(MESSAGES)]
     assert request.sampling_params == SamplingParams(max_tokens=None)
     assert (request.model, request.is_chat, request.return_token_ids) == ("m", True, False)
     request = completion()
@@ -151,8 +151,10 @@ def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("stream", True, "not supported"),
-        ("stream", 0, "not supported"),
+        ("stream", 0, "stream must be"),
+        ("stream_options", {}, "needs stream"),
+        ("priority", 2**31, "priority must be"),
+        ("cache_salt", 5, "cache_salt must be"),
         ("frequency_penalty", 2.5, "frequency_penalty must be"),
         ("frequency_penalty", False, "frequency_penalty must be"),
         ("logit_bias", {"-5": 1}, "written in digits"),
@@ -187,7 +189,6 @@ def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
         ("ignore_eos", 1, "ignore_eos must be"),
         ("return_token_ids", "yes", "return_token_ids must be"),
         ("model", 5, "model must be"),
-        ("model", None, "model is missing"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(parse: Any, name: str, value: Any, message: str) -> None:
@@ -244,6 +245,40 @@ def test_what_a_completion_refuses(body: dict[str, Any], param: str) -> None:
 
 
 def test_the_model_goes_by_its_names() -> None:
-    check_model("b", ["a", "b"])
-    with pytest.raises(ModelNotFoundError, match="'c' is not served here; this one goes by a, b"):
-        check_model("c", ["a", "b"])
+    model = served_model("a", "b")
+    assert parse_completion({"model": "b", "prompt": "hi"}, model).model == "b"
+    assert parse_completion({"prompt": "hi"}, model).model == "a"
+    with pytest.raises(ModelNotFoundError, match="a, b") as error:
+        parse_completion({"model": "c", "prompt": "hi"}, model)
+    assert error.value.param == "model"
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_streams(parse: Any) -> None:
+    request = parse(stream=True, stream_options={"include_usage": True})
+    assert (request.stream, request.include_usage, request.continuous_usage) == (True, True, False)
+    assert not parse().stream
+    for options, param in (({"x": 1}, "stream_options.x"), ({"include_usage": 1}, "stream_options.include_usage")):
+        with pytest.raises(InvalidRequestError) as error:
+            parse(stream=True, stream_options=options)
+        assert error.value.param == param
+
+
+def test_the_tokens_of_a_request_are_limited() -> None:
+    model = served_model(max_output_tokens=100)
+
+    def parsed(**body: Any) -> requests.GenerationRequest:
+        return parse_completion({"prompt": "hi", **body}, model)
+
+    assert parsed(n=5, max_tokens=20).sampling_params.max_tokens == 20
+    for body, param in (
+        ({"max_tokens": 101}, "max_tokens"),
+        ({"n": 5, "max_tokens": 21}, "n"),
+        ({"prompt": ["a", "b"], "max_tokens": 51}, "max_tokens"),
+    ):
+        with pytest.raises(InvalidRequestError, match="100 here") as error:
+            parsed(**body)
+        assert error.value.param == param
+    messages = {"messages": MESSAGES}
+    assert parse_chat_completion(messages, model).sampling_params.max_tokens == 100
+    assert parse_chat_completion({**messages, "n": 3}, model).sampling_params.max_tokens == 33

@@ -10,11 +10,11 @@ from pellucid.core.errors import InvalidRequestError
 from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.server.openai.requests import parse_chat_completion, parse_completion
 from pellucid.server.openai.response_format import structured_outputs
-from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.served_models import served_model
 
 SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}
 JSON_SCHEMA = {"name": "thing", "schema": SCHEMA}
-TOKENIZER: Any = FakeTokenizer()
+MODEL = served_model()
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_what_is_asked_for(body: dict[str, Any], expected: dict[str, Any] | None
     params = None if expected is None else StructuredOutputsParams(**expected)
     assert structured_outputs(body) == params
     chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **body}
-    assert parse_chat_completion(chat, TOKENIZER).sampling_params.structured_outputs == params
+    assert parse_chat_completion(chat, MODEL).sampling_params.structured_outputs == params
     completion = {"model": "m", "prompt": "hi", **body}
-    assert parse_completion(completion, TOKENIZER).sampling_params.structured_outputs == params
+    assert parse_completion(completion, MODEL).sampling_params.structured_outputs == params
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ class ByteTokenizer:
 
 
 TOKENIZER: Any = ByteTokenizer()
+NOTHING_CACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
 
 
 def output_of(data: bytes, text: str, *, index: int = 0, logprobs: bool = True) -> CompletionOutput:
@@ -69,7 +70,7 @@ def test_a_chat_completion() -> None:
                 "stop_reason": None,
             }
         ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, **NOTHING_CACHED},
     }
 
 
@@ -85,7 +86,7 @@ def test_a_completion_of_several_prompts() -> None:
     assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "a"), (1, "b"), (2, "c")]
     assert [choice["token_ids"] for choice in body["choices"]] == [[97], [98], [99]]
     assert [choice["prompt_token_ids"] for choice in body["choices"]] == [[1], [1], [2, 3]]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6, **NOTHING_CACHED}
 
 
 def test_log_probabilities_of_a_chat() -> None:
@@ -133,7 +134,7 @@ def test_the_prompt_alone() -> None:
     (choice,) = body["choices"]
     assert (choice["text"], choice["finish_reason"]) == (" hell", "length")
     assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5, **NOTHING_CACHED}
     stripped = body_of(False, output, params=SamplingParams(echo=True, strip=True, max_tokens=1), is_prompt_only=True)
     assert stripped["choices"][0]["text"] == "hell"
     assert stripped["choices"][0]["logprobs"]["text_offset"] == [0, 0, 1, 2, 3]

@@ -20,9 +20,9 @@ from pellucid.engine.offline import OfflineRun, Request
 from pellucid.engine.progress import GenerateProgress
 from pellucid.server.batch.batch_input import BatchInput, BatchLine
 from pellucid.server.batch.batch_output import BatchOutput, Identity
-from pellucid.server.openai.requests import ENDPOINTS, GenerationRequest, check_model
+from pellucid.server.openai.requests import ENDPOINTS, GenerationRequest
 from pellucid.server.openai.responses import error_body, response_body
-from pellucid.tokenizer.tokenizer import Tokenizer
+from pellucid.server.served_model import ServedModel
 
 LINE_FIELDS = frozenset(("custom_id", "method", "url", "body"))
 
@@ -71,7 +71,9 @@ class Batch:
         self._input = batch_input
         self._output = output
         self._identity = identity
-        self._served_model_names = served_model_names
+        self._model = ServedModel(
+            tuple(served_model_names), llm.tokenizer, llm.max_model_len, llm.spec.vocab_size, llm.spec.hidden_size
+        )
         self._seed = seed
         self._clock = clock
         self._pending: dict[int, tuple[Pending, int]] = {}
@@ -99,7 +101,7 @@ class Batch:
             if self._output.is_done(line.index):
                 continue
             try:
-                request = parse_line(line, self._llm.tokenizer, self._served_model_names)
+                request = parse_line(line, self._model)
             except (InvalidRequestError, ModelNotFoundError, ModelFileError) as error:
                 self._answer(line, *_failure(error))
                 progress.advance()
@@ -133,6 +135,7 @@ class Batch:
             self._llm.tokenizer,
             name=self._identity.name(pending.line.index),
             created=int(self._clock()),
+            tells_cached=False,
         )
 
     def _answer(self, line: BatchLine, status: int, body: dict[str, Any]) -> None:
@@ -143,7 +146,7 @@ class Batch:
         )
 
 
-def parse_line(line: BatchLine, tokenizer: Tokenizer, served_model_names: Sequence[str]) -> GenerationRequest:
+def parse_line(line: BatchLine, model: ServedModel) -> GenerationRequest:
     """What a line asks for.
 
     Raises:
@@ -163,8 +166,10 @@ def parse_line(line: BatchLine, tokenizer: Tokenizer, served_model_names: Sequen
         raise InvalidRequestError(f"url must be one of {', '.join(ENDPOINTS)}, not {shown(url)}", param="url")
     if not isinstance(body, dict):
         raise InvalidRequestError(f"body must be an object, not {shown(body)}", param="body")
-    request = parse(body, tokenizer)
-    check_model(request.model, served_model_names)
+    request = parse(body, model)
+    for name in ("stream", "priority", "cache_salt"):
+        if getattr(request, name):
+            raise InvalidRequestError(f"{name} has no meaning in a batch: leave it out", param=name)
     return request
 
 

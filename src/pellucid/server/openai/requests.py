@@ -7,15 +7,15 @@ is as good as leaving a parameter out. (https://platform.openai.com/docs/api-ref
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
+from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
-from pellucid.tokenizer.tokenizer import Tokenizer
+from pellucid.server.served_model import ServedModel
 
 MAX_PROMPTS = 2048
 """Prompts of one completion request."""
@@ -30,8 +30,6 @@ SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
 """Parameters that mean what the field of SamplingParams of that name means: OpenAI's, and beyond them vLLM's."""
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "stream": (False,),
-    "stream_options": (),
     "metadata": ({},),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -56,6 +54,7 @@ _NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
 }
 """Parameters that are not supported, with the values that ask for nothing."""
 
+_COMMON = frozenset(("model", "return_token_ids", "stream", "stream_options", "priority", "cache_salt"))
 _LABELS = frozenset(("user", "safety_identifier", "prompt_cache_key"))
 """Strings that name the caller; no answer depends on them."""
 
@@ -72,6 +71,11 @@ class GenerationRequest:
         return_token_ids: whether the answer has the token ids too (as in vLLM).
         is_prompt_only: whether nothing was to be generated, and only the prompt is wanted back: a token is generated
             all the same, and left out of the answer.
+        stream: whether the answer is to come as events.
+        include_usage: whether a last event tells how many tokens it took.
+        continuous_usage: whether every event tells how many it took so far.
+        priority: lower runs first.
+        cache_salt: prefix-cache entries are shared only between requests of the same salt.
     """
 
     model: str
@@ -80,13 +84,19 @@ class GenerationRequest:
     is_chat: bool
     return_token_ids: bool
     is_prompt_only: bool = False
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    priority: int = 0
+    cache_salt: str = ""
 
 
-def parse_chat_completion(body: Mapping[str, Any], tokenizer: Tokenizer) -> GenerationRequest:
+def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationRequest:
     """The body of `POST /v1/chat/completions`.
 
     Raises:
         InvalidRequestError: `param` names what cannot be served.
+        ModelNotFoundError: it asks for another model.
         ModelFileError: the model's chat template is faulty.
     """
     body = _without_nulls(body)
@@ -111,15 +121,16 @@ def parse_chat_completion(body: Mapping[str, Any], tokenizer: Tokenizer) -> Gene
     params = _sampling_params(
         body, max_tokens=next(iter(limits.values()), None), logprobs=top_logprobs if logprobs else None
     )
-    prompt = tokenizer.apply_chat_template(_required(body, "messages"), **template_kwargs)
-    return GenerationRequest(_model(body), [prompt], params, True, _return_token_ids(body))
+    prompt = model.tokenizer.apply_chat_template(_required(body, "messages"), **template_kwargs)
+    return _request(body, model, [prompt], params, is_chat=True)
 
 
-def parse_completion(body: Mapping[str, Any], tokenizer: Tokenizer) -> GenerationRequest:
+def parse_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationRequest:
     """The body of `POST /v1/completions`.
 
     Raises:
         InvalidRequestError: `param` names what cannot be served.
+        ModelNotFoundError: it asks for another model.
     """
     body = _without_nulls(body)
     _check_names(body, {"prompt", "max_tokens", "logprobs", "echo"}, _NEUTRAL_COMPLETION)
@@ -127,22 +138,88 @@ def parse_completion(body: Mapping[str, Any], tokenizer: Tokenizer) -> Generatio
     max_tokens = check_integer("max_tokens", body.get("max_tokens", 16), 0 if echo else 1, INT32_MAX)
     params = _sampling_params(body, max_tokens=max(1, max_tokens), logprobs=body.get("logprobs"), echo=echo)
     prompts = _prompts(_required(body, "prompt"))
-    return GenerationRequest(_model(body), prompts, params, False, _return_token_ids(body), max_tokens == 0)
+    request = _request(body, model, prompts, params, is_chat=False, is_prompt_only=max_tokens == 0)
+    if request.stream and request.is_prompt_only:
+        raise InvalidRequestError("with max_tokens 0 nothing comes that could be streamed", param="stream")
+    return request
 
 
-ENDPOINTS: dict[str, Callable[[Mapping[str, Any], Tokenizer], GenerationRequest]] = {
+def _request(
+    body: Mapping[str, Any],
+    model: ServedModel,
+    prompts: list[str | list[int]],
+    params: SamplingParams,
+    *,
+    is_chat: bool,
+    is_prompt_only: bool = False,
+) -> GenerationRequest:
+    name = body.get("model", model.names[0])
+    if not isinstance(name, str):
+        raise refusal("model", name, "a string")
+    model.check_name(name)
+    cache_salt = body.get("cache_salt", "")
+    if not isinstance(cache_salt, str):
+        raise refusal("cache_salt", cache_salt, "a string")
+    stream = check_boolean("stream", body.get("stream", False))
+    options = _stream_options(body, stream=stream)
+    return GenerationRequest(
+        name,
+        prompts,
+        _within_limit(params, len(prompts), model.max_output_tokens),
+        is_chat,
+        check_boolean("return_token_ids", body.get("return_token_ids", False)),
+        is_prompt_only,
+        stream,
+        options["include_usage"],
+        options["continuous_usage_stats"],
+        check_integer("priority", body.get("priority", 0), -INT32_MAX, INT32_MAX),
+        cache_salt,
+    )
+
+
+def _stream_options(body: Mapping[str, Any], *, stream: bool) -> dict[str, bool]:
+    options = body.get("stream_options", {})
+    if not isinstance(options, dict):
+        raise refusal("stream_options", options, "an object")
+    if "stream_options" in body and not stream:
+        raise InvalidRequestError("stream_options needs stream: true", param="stream_options")
+    found = {"include_usage": False, "continuous_usage_stats": False, "include_obfuscation": False}
+    for name, value in options.items():
+        if name not in found:
+            raise InvalidRequestError(f"{shown(name)} is not a field of stream_options", param=f"stream_options.{name}")
+        if value is not None:
+            found[name] = check_boolean(f"stream_options.{name}", value)
+    if found["include_obfuscation"]:
+        raise InvalidRequestError(
+            "include_obfuscation is not supported: leave it out", param="stream_options.include_obfuscation"
+        )
+    return found
+
+
+def _within_limit(params: SamplingParams, num_prompts: int, max_output_tokens: int | None) -> SamplingParams:
+    """`params`, unless they ask for more tokens than a request may have. Where they leave that open, the limit is
+    theirs."""
+    if max_output_tokens is None:
+        return params
+    num_sequences = num_prompts * params.num_sequences
+    each = max_output_tokens // num_sequences
+    if each and params.max_tokens is None:
+        return replace(params, max_tokens=each)
+    asked = num_sequences * (params.max_tokens or 1)
+    if asked > max_output_tokens:
+        name = "n" if num_prompts == 1 and params.num_sequences > 1 else "max_tokens"
+        raise InvalidRequestError(
+            f"{num_sequences} continuations of up to {params.max_tokens or 1} tokens make {asked}, and a request may "
+            f"have {max_output_tokens} here (max_output_tokens)",
+            param=name,
+        )
+    return params
+
+
+ENDPOINTS: dict[str, Callable[[Mapping[str, Any], ServedModel], GenerationRequest]] = {
     "/v1/chat/completions": parse_chat_completion,
     "/v1/completions": parse_completion,
 }
-
-
-def check_model(model: str, served_model_names: Sequence[str]) -> None:
-    """Raises ModelNotFoundError unless `model` is one of the names that the loaded model goes by."""
-    if model not in served_model_names:
-        raise ModelNotFoundError(
-            f"the model {shown(model)} is not served here; this one goes by {', '.join(served_model_names)}",
-            param="model",
-        )
 
 
 def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +227,7 @@ def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(body: Mapping[str, Any], own: set[str], neutral: Mapping[str, tuple[object, ...]]) -> None:
-    known = own | SAMPLING_FIELDS | RESPONSE_FORMAT_FIELDS | _LABELS | {"model", "return_token_ids"}
+    known = own | SAMPLING_FIELDS | RESPONSE_FORMAT_FIELDS | _LABELS | _COMMON
     for name, value in body.items():
         if name in _LABELS and not isinstance(value, str):
             raise refusal(name, value, "a string")
@@ -172,17 +249,6 @@ def _required(body: Mapping[str, Any], name: str) -> Any:
     if name not in body:
         raise InvalidRequestError(f"{name} is missing", param=name)
     return body[name]
-
-
-def _model(body: Mapping[str, Any]) -> str:
-    model = _required(body, "model")
-    if not isinstance(model, str):
-        raise refusal("model", model, "a string")
-    return model
-
-
-def _return_token_ids(body: Mapping[str, Any]) -> bool:
-    return check_boolean("return_token_ids", body.get("return_token_ids", False))
 
 
 def _sampling_params(body: Mapping[str, Any], *, max_tokens: Any, logprobs: Any, echo: bool = False) -> SamplingParams:

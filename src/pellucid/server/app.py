@@ -1,0 +1,89 @@
+"""The server as an ASGI application: its routes, and what stands before them."""
+
+from __future__ import annotations
+
+import importlib
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pellucid.core.errors import PellucidError
+from pellucid.server.errors import MethodNotAllowedError, NotFoundError, internal_error
+from pellucid.server.http.replies import error_response
+from pellucid.server.serving import Serving
+
+ROUTE_MODULES = ("completions",)
+"""The modules of `routes/`, each with its ROUTES."""
+
+CLIENT_CLOSED_REQUEST = 499
+"""What the log says of a client that left, as in nginx; nobody receives it."""
+
+
+def routes() -> list[Route]:
+    """All there are."""
+    modules = (importlib.import_module(f"pellucid.server.routes.{name}") for name in ROUTE_MODULES)
+    return [route for module in modules for route in module.ROUTES]
+
+
+def create_app(serving: Serving) -> Starlette:
+    """The application that serves `serving`, which a runner starts and ends."""
+    app = Starlette(
+        routes=routes(),
+        exception_handlers={
+            PellucidError: _refuse,
+            HTTPException: _refuse_route,
+            ClientDisconnect: _say_nothing,
+        },
+        middleware=[Middleware(ContainDefects)],
+    )
+    app.state.serving = serving
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PellucidError)
+    return error_response(error, request.url.path)
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        response = error_response(MethodNotAllowedError(f"{path} takes {allowed}, not {method}"), path)
+        response.headers["Allow"] = allowed
+        return response
+    return error_response(NotFoundError(f"there is nothing at {path}; /docs lists what there is"), path)
+
+
+async def _say_nothing(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+class ContainDefects:
+    """Answers a request that ran into a defect of the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception as defect:
+            error = internal_error(defect)
+            if has_begun or scope["type"] != "http":
+                raise
+            await error_response(error, scope["path"])(scope, receive, send)

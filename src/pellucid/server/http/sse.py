@@ -1,0 +1,139 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pellucid.core.errors import PellucidError
+from pellucid.server.errors import internal_error
+from pellucid.server.http.disconnect import disconnected
+from pellucid.server.http.replies import error_response
+
+HEARTBEAT = b": keep-alive\n\n"
+"""A comment: clients skip it, and whatever lies between sees that the connection lives."""
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # else nginx holds events back
+]
+
+
+def event(data: bytes, name: str | None = None) -> bytes:
+    """One event. `data` is a single line, as JSON is."""
+    head = b"" if name is None else b"event: %s\n" % name.encode()
+    return b"%sdata: %s\n\n" % (head, data)
+
+
+class EventStream(Response):
+    """Sends what `events` yields, whole events, the terminal one last.
+
+    What fails before the first event is an answer of its own, with its status. What fails later is told by the last
+    event. While nothing comes, comments are sent. When the client is gone, `events` is closed.
+
+    Args:
+        tell: the last events of a stream that failed, from its error.
+        heartbeat_seconds: how long nothing may be sent.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        tell: Callable[[PellucidError], bytes],
+        *,
+        heartbeat_seconds: float,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = list(HEADERS)
+        self._events = events
+        self._tell = tell
+        self._heartbeat_seconds = heartbeat_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(scope, receive, send))
+        leaving = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                raise ClientDisconnect
+            sending.result()
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.wait((sending, leaving))
+            await self._events.aclose()
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first = asyncio.ensure_future(anext(self._events, b""))
+        try:
+            done, _ = await asyncio.wait((first,), timeout=self._heartbeat_seconds)
+            if done:
+                try:
+                    first.result()
+                except PellucidError as error:
+                    await error_response(error, scope["path"])(scope, receive, send)
+                    return
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            body = _Body(send, self._heartbeat_seconds)
+            try:
+                await self._send_events(first, body)
+            finally:
+                await body.close()
+        finally:
+            if not first.done():
+                first.cancel()
+                await asyncio.wait((first,))
+
+    async def _send_events(self, first: asyncio.Future[bytes], body: _Body) -> None:
+        try:
+            await body.send(await first)
+            async for events in self._events:
+                await body.send(events)
+        except PellucidError as error:
+            await body.send(self._tell(error))
+        except Exception as defect:
+            await body.send(self._tell(internal_error(defect)))
+        await body.end()
+
+
+class _Body:
+    """A body in which something is sent at least every `seconds`."""
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send = send
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._num_sending = 0
+        self._beat: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(seconds, self._check)
+
+    async def send(self, data: bytes) -> None:
+        """Send `data`; waits where the client is slow to read."""
+        self._num_sending += 1
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._num_sending -= 1
+        self._last = self._loop.time()
+
+    async def end(self) -> None:
+        """Nothing follows."""
+        await self.close()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def close(self) -> None:
+        """No more heartbeats."""
+        self._timer.cancel()
+        if self._beat is not None:
+            self._beat.cancel()
+            await asyncio.wait((self._beat,))
+
+    def _check(self) -> None:
+        silent = self._loop.time() - self._last
+        if silent >= self._seconds and not self._num_sending:
+            self._beat = self._loop.create_task(self.send(HEARTBEAT))
+        self._timer = self._loop.call_later(max(self._seconds - silent, self._seconds / 2), self._check)

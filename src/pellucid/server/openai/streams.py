@@ -1,0 +1,154 @@
+"""The events of a streamed answer of the OpenAI API: what `response_body` says at once, as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pellucid.core.errors import PellucidError
+from pellucid.core.outputs import RequestOutput, TokenOutput
+from pellucid.server.http.replies import json_bytes
+from pellucid.server.http.sse import event
+from pellucid.server.openai.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
+from pellucid.server.openai.requests import GenerationRequest
+from pellucid.server.openai.responses import error_body, usage
+from pellucid.tokenizer.tokenizer import Tokenizer
+
+DONE = event(b"[DONE]")
+"""The terminal event, after an error too."""
+
+
+def tell(error: PellucidError) -> bytes:
+    """The last events of a stream that failed."""
+    return event(json_bytes(error_body(error))) + DONE
+
+
+class CompletionEvents:
+    """Makes events of tokens.
+
+    Args:
+        name: unique; the `id` of every event is made from it.
+        created: seconds since 1970.
+    """
+
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, *, name: str, created: int) -> None:
+        self._request = request
+        self._envelope: dict[str, Any] = {
+            "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{name}",
+            "object": "chat.completion.chunk" if request.is_chat else "text_completion",
+            "created": created,
+            "model": request.model,
+        }
+        choice = _ChatChoice if request.is_chat else _TextChoice
+        self._choices = [
+            choice(index, request, tokenizer) for index in range(len(request.prompts) * request.sampling_params.n)
+        ]
+
+    def events(self, tokens: Iterable[tuple[int, TokenOutput]]) -> bytes:
+        """The events that `tokens` make, each with the index of its choice."""
+        batches: dict[int, list[TokenOutput]] = {}
+        for index, token in tokens:
+            batches.setdefault(index, []).append(token)
+        deltas = [delta for index, batch in batches.items() for delta in self._choices[index].deltas(batch)]
+        return b"".join(self._event([delta]) for delta in deltas)
+
+    def end(self, outputs: Sequence[RequestOutput]) -> bytes:
+        """The last events, the terminal one among them."""
+        if not self._request.include_usage:
+            return DONE
+        return event(json_bytes({**self._envelope, "choices": [], "usage": usage(self._request, outputs)})) + DONE
+
+    def _event(self, choices: list[dict[str, Any]]) -> bytes:
+        body = {**self._envelope, "choices": choices}
+        if self._request.include_usage:
+            body["usage"] = None
+        return event(json_bytes(body))
+
+
+class _TextChoice:
+    """One continuation of a completion."""
+
+    def __init__(self, index: int, request: GenerationRequest, tokenizer: Tokenizer) -> None:
+        params = request.sampling_params
+        self._index = index
+        self._request = request
+        self._num_characters = 0
+        self._logprobs = None if params.logprobs is None else CompletionLogprobs(tokenizer, params)
+
+    def deltas(self, tokens: list[TokenOutput]) -> list[dict[str, Any]]:
+        """What `tokens` add to it; nothing as long as their text is held back."""
+        text = "".join(token.text for token in tokens)
+        last = tokens[-1]
+        is_end = last.finish_reason is not None
+        logprobs = None
+        self._num_characters += len(text)
+        if self._logprobs is not None:
+            for token in tokens:
+                if token.token_id is not None and token.logprobs is not None:
+                    self._logprobs.add(token.token_id, token.logprobs)
+            logprobs = self._logprobs.take(self._num_characters, is_end=is_end)
+        token_ids = [token.token_id for token in tokens if token.token_id is not None]
+        if not (text or is_end or logprobs or self._request.return_token_ids):
+            return []
+        choice: dict[str, Any] = {
+            "index": self._index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": last.finish_reason,
+            "stop_reason": last.stop_reason,
+        }
+        if self._request.return_token_ids:
+            choice["token_ids"] = token_ids
+        _add_prompt(choice, last.request_output, self._request)
+        return [choice]
+
+
+class _ChatChoice:
+    """One answer of a chat completion."""
+
+    def __init__(self, index: int, request: GenerationRequest, tokenizer: Tokenizer) -> None:
+        self._index = index
+        self._request = request
+        self._tokenizer = tokenizer
+        self._has_begun = False
+
+    def deltas(self, tokens: list[TokenOutput]) -> list[dict[str, Any]]:
+        """What `tokens` add to it; nothing as long as their text is held back."""
+        text = "".join(token.text for token in tokens)
+        last = tokens[-1]
+        deltas: list[dict[str, Any]] = []
+        logprobs = None
+        if self._request.sampling_params.logprobs is not None:
+            content = [
+                chat_logprobs(token.token_id, token.logprobs, self._tokenizer)
+                for token in tokens
+                if token.token_id is not None and token.logprobs is not None
+            ]
+            logprobs = {"content": content, "refusal": None}
+        token_ids = [token.token_id for token in tokens if token.token_id is not None]
+        if not self._has_begun and (text or last.finish_reason is not None):
+            self._has_begun = True
+            deltas.append(self._delta({"role": "assistant", "content": ""}))
+        if text or (logprobs and logprobs["content"]) or (self._request.return_token_ids and token_ids):
+            deltas.append(self._delta({"content": text} if text else {}, logprobs))
+            if self._request.return_token_ids:
+                deltas[-1]["token_ids"] = token_ids
+        if last.finish_reason is not None:
+            deltas.append(self._delta({}))
+            deltas[-1]["finish_reason"] = last.finish_reason
+            deltas[-1]["stop_reason"] = last.stop_reason
+            _add_prompt(deltas[-1], last.request_output, self._request)
+        return deltas
+
+    def _delta(self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+
+def _add_prompt(choice: dict[str, Any], output: RequestOutput | None, request: GenerationRequest) -> None:
+    """What is told of the prompt, with the last event of the last of its continuations."""
+    if output is None:
+        return
+    if output.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = [prompt_logprobs(entry) for entry in output.prompt_logprobs]
+    if request.return_token_ids:
+        choice["prompt_token_ids"] = output.prompt_token_ids

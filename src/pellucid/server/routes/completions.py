@@ -1,0 +1,46 @@
+"""`/v1/completions` and `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from secrets import token_hex
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pellucid.server.generation import Generation, generation_of
+from pellucid.server.http.disconnect import unless_disconnected
+from pellucid.server.http.json_body import read_json
+from pellucid.server.http.replies import json_response
+from pellucid.server.http.sse import EventStream
+from pellucid.server.openai.requests import ENDPOINTS
+from pellucid.server.openai.responses import response_body
+from pellucid.server.openai.streams import CompletionEvents, tell
+from pellucid.server.serving import serving_of
+
+
+async def complete(request: Request) -> Response:
+    """Answers a body of either endpoint."""
+    serving = serving_of(request)
+    body = await read_json(request, serving.settings.max_body_bytes)
+    asked = await serving.run(ENDPOINTS[request.url.path], body, serving.model)
+    name, created, tokenizer = token_hex(12), int(time.time()), serving.model.tokenizer
+    generation = generation_of(request, asked, name)
+    if asked.stream:
+        events = CompletionEvents(asked, tokenizer, name=name, created=created)
+        heartbeat = serving.settings.heartbeat_seconds
+        return EventStream(_events(generation, events), tell, heartbeat_seconds=heartbeat)
+    outputs = await unless_disconnected(request, generation.complete())
+    return json_response(await serving.run(response_body, asked, outputs, tokenizer, name=name, created=created))
+
+
+async def _events(generation: Generation, events: CompletionEvents) -> AsyncGenerator[bytes, None]:
+    async for tokens in generation.stream():
+        if data := events.events(tokens):
+            yield data
+    yield events.end(generation.outputs)
+
+
+ROUTES = [Route(path, complete, methods=["POST"]) for path in ENDPOINTS]
