@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "pellucid"
 
 FLOORS = {
     **dict.fromkeys(["core"], 0),
-    **dict.fromkeys(["tokenizer", "models", "quant", "weights", "kvcache", "decoding", "estimate"], 1),
+    **dict.fromkeys(["tokenizer", "models", "quant", "weights", "kvcache", "decoding", "estimate", "client"], 1),
     **dict.fromkeys(["backends"], 2),
     **dict.fromkeys(["engine"], 3),
     **dict.fromkeys(["explain"], 4),
