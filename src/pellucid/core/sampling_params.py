@@ -35,10 +35,11 @@ MAX_BAD_WORDS = 1024
 MAX_LOGIT_BIASES = 4096
 MAX_LISTED_TOKEN_IDS = 1 << 20
 MAX_LOGITS_PROCESSORS = 16
+MAX_DOLA_LAYERS = 1024
 MIN_TEMPERATURE = 1e-4
 MAX_TEMPERATURE = 1e4
 
-_REALS = {
+REALS = {
     "dynatemp_range": RealRange(0, MAX_TEMPERATURE),
     "dynatemp_exponent": RealRange(0, 100, open=True),
     "top_p": RealRange(0, 1, open=True),
@@ -61,7 +62,7 @@ _REALS = {
     "penalty_alpha": RealRange(0, 1),
     "guidance_scale": RealRange(0, 100),
 }
-_INTEGERS = {
+INTEGERS = {
     "mirostat": (0, 2),
     "dry_allowed_length": (1, INT32_MAX),
     "dry_penalty_last_n": (-1, INT32_MAX),
@@ -71,7 +72,15 @@ _INTEGERS = {
     "num_beams": (1, MAX_N),
     "num_beam_groups": (1, MAX_N),
 }
-_BOOLEANS = (
+OPTIONAL_INTEGERS = {
+    "max_tokens": (1, INT32_MAX),
+    "seed": (0, UINT64_MAX),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+    "best_of": (1, MAX_N),
+}
+"""Those that may be None."""
+BOOLEANS = (
     "ignore_eos",
     "include_stop_str_in_output",
     "skip_special_tokens",
@@ -80,6 +89,14 @@ _BOOLEANS = (
     "strip",
     "speculative",
 )
+STRINGS = {"stop": MAX_STOP_STRINGS, "bad_words": MAX_BAD_WORDS, "dry_sequence_breakers": MAX_STOP_STRINGS}
+"""Most strings of each, each string of up to MAX_STOP_CHARACTERS."""
+TOKEN_IDS = {
+    "stop_token_ids": MAX_STOP_TOKEN_IDS,
+    "banned_token_ids": MAX_LISTED_TOKEN_IDS,
+    "allowed_token_ids": MAX_LISTED_TOKEN_IDS,
+}
+"""Most token ids of each."""
 _TEMPERATURE_RANGE = f"0 (greedy) or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:g}"
 
 
@@ -129,7 +146,7 @@ class SamplingParams:
         repetition_penalty: divides positive and multiplies negative logits of every token seen, in the prompt too
             (Keskar et al., 2019); 1 is off.
         presence_penalty: is subtracted from the logit of every token generated before.
-        frequency_penalty: the same, once for each time.
+        frequency_penalty: is subtracted once for each time that a token was generated before.
         dry_multiplier: penalty of a token that would prolong a repetition, growing with its length; 0 is off.
         dry_base: by how much it grows with each token.
         dry_allowed_length: longest repetition without penalty.
@@ -143,7 +160,7 @@ class SamplingParams:
         logprobs: for each token report its log-probability and the `logprobs` most probable tokens; None for none.
         logprobs_mode: "raw" for those of the model's own distribution, before any transform; "processed" for those of
             the distribution that was drawn from.
-        prompt_logprobs: the same for each token of the prompt after the first, always raw; None for none.
+        prompt_logprobs: as `logprobs`, for each token of the prompt after the first, always raw; None for none.
         n: how many continuations of the prompt to return; each draws its own numbers.
         best_of: how many to generate, of which the `n` with the highest mean log-probability a token are returned, the
             best first; None for `n`. More than `n` cannot be streamed.
@@ -231,13 +248,13 @@ class SamplingParams:
     speculative: bool = True
 
     def __post_init__(self) -> None:
-        for name, reals in _REALS.items():
+        for name, reals in REALS.items():
             if (value := getattr(self, name)) is not _DEFAULTS[name]:
                 self._set(name, reals.check(name, value))
-        for name, (low, high) in _INTEGERS.items():
+        for name, (low, high) in INTEGERS.items():
             if (value := getattr(self, name)) is not _DEFAULTS[name]:
                 self._set(name, check_integer(name, value, low, high))
-        for name in _BOOLEANS:
+        for name in BOOLEANS:
             check_boolean(name, getattr(self, name))
         temperature = RealRange(0, MAX_TEMPERATURE).check("temperature", self.temperature)
         if 0 < temperature < MIN_TEMPERATURE:
@@ -245,27 +262,19 @@ class SamplingParams:
         self._set("temperature", temperature)
         top_k_range = f"0 or -1 (keep all) or an integer up to {INT32_MAX}"
         self._set("top_k", max(0, check_integer("top_k", self.top_k, -1, INT32_MAX, top_k_range)))
-        self._set_optional("max_tokens", 1, INT32_MAX)
-        self._set_optional("seed", 0, UINT64_MAX, "None or an integer from 0 to 2^64 - 1")
-        self._set_optional("logprobs", 0, MAX_LOGPROBS)
-        self._set_optional("prompt_logprobs", 0, MAX_LOGPROBS)
-        self._set_optional("best_of", 1, MAX_N)
-        self._set("stop", check_strings("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS))
-        self._set("bad_words", check_strings("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_STOP_CHARACTERS))
-        breakers = check_strings(
-            "dry_sequence_breakers", self.dry_sequence_breakers, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS
-        )
-        self._set("dry_sequence_breakers", breakers)
-        for name, most in (("stop_token_ids", MAX_STOP_TOKEN_IDS), ("banned_token_ids", MAX_LISTED_TOKEN_IDS)):
-            token_ids = getattr(self, name)
-            self._set(name, () if token_ids is None else check_token_ids(name, token_ids, most))
-        if self.allowed_token_ids is not None:
-            allowed = check_token_ids("allowed_token_ids", self.allowed_token_ids, MAX_LISTED_TOKEN_IDS)
-            if not allowed:
-                raise InvalidRequestError(
-                    "allowed_token_ids is empty: no token could follow", param="allowed_token_ids"
-                )
-            self._set("allowed_token_ids", allowed)
+        for name, (low, high) in OPTIONAL_INTEGERS.items():
+            if (value := getattr(self, name)) is not None:
+                range_text = f"None or an integer from {low} to {'2^64 - 1' if high == UINT64_MAX else high}"
+                self._set(name, check_integer(name, value, low, high, range_text))
+        for name, most in STRINGS.items():
+            self._set(name, check_strings(name, getattr(self, name), most, MAX_STOP_CHARACTERS))
+        for name, most in TOKEN_IDS.items():
+            if (token_ids := getattr(self, name)) is not None:
+                self._set(name, check_token_ids(name, token_ids, most))
+            elif name != "allowed_token_ids":
+                self._set(name, ())
+        if self.allowed_token_ids == ():
+            raise InvalidRequestError("allowed_token_ids is empty: no token could follow", param="allowed_token_ids")
         self._set("logit_bias", _logit_bias(self.logit_bias))
         self._set("logits_processors", _logits_processors(self.logits_processors))
         if self.logprobs_mode not in ("raw", "processed"):
@@ -350,12 +359,6 @@ class SamplingParams:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-
-    def _set_optional(self, name: str, low: int, high: int, range_text: str | None = None) -> None:
-        value = getattr(self, name)
-        if value is not None:
-            range_text = range_text or f"None or an integer from {low} to {high}"
-            self._set(name, check_integer(name, value, low, high, range_text))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -465,10 +468,10 @@ def _logits_processors(value: Any) -> tuple[LogitsProcessor, ...]:
 def _dola_layers(value: Any) -> str | tuple[int, ...] | None:
     if value is None or (isinstance(value, str) and value in ("low", "high")):
         return value
-    range_text = '"low", "high" or up to 1024 layers'
+    range_text = f'"low", "high" or up to {MAX_DOLA_LAYERS} layers'
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise refusal("dola_layers", value, range_text)
     layers = tuple(value)
-    if not 1 <= len(layers) <= 1024:
+    if not 1 <= len(layers) <= MAX_DOLA_LAYERS:
         raise InvalidRequestError(f"dola_layers must be {range_text}, not {len(layers)} of them", param="dola_layers")
     return tuple(sorted({check_integer("dola_layers", layer, 0, INT32_MAX) for layer in layers}))
