@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,14 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.core.errors import PellucidError
 from pellucid.server.errors import MethodNotAllowedError, NotFoundError, internal_error
+from pellucid.server.http.disconnect import CLIENT_CLOSED_REQUEST
 from pellucid.server.http.replies import error_response
+from pellucid.server.metrics.event_loop_lag import EventLoopLag
+from pellucid.server.metrics.middleware import MetricsMiddleware
 from pellucid.server.serving import Serving
 
-ROUTE_MODULES = ("completions",)
+ROUTE_MODULES = ("completions", "metrics")
 """The modules of `routes/`, each with its ROUTES."""
-
-CLIENT_CLOSED_REQUEST = 499
-"""What the log says of a client that left, as in nginx; nobody receives it."""
 
 
 def routes() -> list[Route]:
@@ -32,14 +34,25 @@ def routes() -> list[Route]:
 
 def create_app(serving: Serving) -> Starlette:
     """The application that serves `serving`, which a runner starts and ends."""
+    all_routes = routes()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with EventLoopLag(serving.metrics.lag_seconds):
+            yield
+
     app = Starlette(
-        routes=routes(),
+        routes=all_routes,
         exception_handlers={
             PellucidError: _refuse,
             HTTPException: _refuse_route,
             ClientDisconnect: _say_nothing,
         },
-        middleware=[Middleware(ContainDefects)],
+        middleware=[
+            Middleware(MetricsMiddleware, metrics=serving.metrics, routes=all_routes),
+            Middleware(ContainDefects),
+        ],
+        lifespan=lifespan,
     )
     app.state.serving = serving
     app.router.redirect_slashes = False

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from pellucid.engine.async_engine import AsyncEngine
 from pellucid.server.errors import NotReadyError
+from pellucid.server.metrics.server_metrics import ServerMetrics
 from pellucid.server.served_model import ServedModel
 from pellucid.server.settings import ServerSettings
 
@@ -43,6 +44,7 @@ class Serving:
     Attributes:
         settings: as resolved at start.
         created: when, in seconds since 1970.
+        metrics: what the server counts.
         progress: of loading.
         failure: why the model could not be loaded; None if it was, or is being.
         load_seconds: how long loading took; None before it is done.
@@ -51,6 +53,7 @@ class Serving:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.created = int(time.time())
+        self.metrics = ServerMetrics()
         self.progress = LoadProgress()
         self.failure: str | None = None
         self.load_seconds: float | None = None

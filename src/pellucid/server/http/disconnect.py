@@ -11,6 +11,9 @@ from starlette.types import Message, Receive
 
 T = TypeVar("T")
 
+CLIENT_CLOSED_REQUEST = 499
+"""The status, in logs and metrics, of a request whose client left, as in nginx; nobody receives it."""
+
 
 async def disconnected(receive: Receive) -> None:
     """Returns when the client is gone. The body of its request was read before."""

@@ -18,6 +18,9 @@ from pellucid.server.metrics.family import Family, Samples
 from pellucid.server.metrics.server_metrics import ServerMetrics
 from pellucid.server.serving import Serving, State
 
+PHASES = ("schedule", "draft", "build", "forward", "sample", "postprocess")
+"""Where the time of a step goes, as StepTimes names it."""
+
 
 def _one(value: float) -> Samples:
     return {(): value}
@@ -147,7 +150,6 @@ OF_ENGINE: dict[Family, Callable[[EngineMetrics], Samples]] = {
 }
 """What its engine has counted and holds."""
 
-PHASES = ("schedule", "draft", "build", "forward", "sample", "postprocess")
 STATE = Family("pellucid_server_state", "gauge", "1 for the state that the server is in.", ("state",))
 FAMILIES = (STATE, *OF_SERVER, *OF_MODEL, *OF_ENGINE)
 """All but those of the process, which prometheus-client has names for."""

@@ -1,4 +1,4 @@
-"""Counts HTTP requests, whatever answers them."""
+"""Counts HTTP requests, whatever answers them, and what was generated for them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pellucid.server.http.disconnect import CLIENT_CLOSED_REQUEST
 from pellucid.server.metrics.server_metrics import ServerMetrics
 
 UNKNOWN_ROUTE = "unknown"
 """Every path that leads nowhere: clients choose paths, and may not choose how many labels there are."""
-CLIENT_CLOSED_REQUEST = 499
-"""The status of a request that was left before its answer began, as nginx has it."""
 
 
 class MetricsMiddleware:
@@ -48,6 +47,9 @@ class MetricsMiddleware:
             metrics.http_in_progress -= 1
             metrics.http_requests[route, status] += 1
             metrics.http_seconds[route].observe(time.monotonic() - begun)
+            if (generation := scope.get("state", {}).get("generation")) is not None:
+                for output in generation.outputs:
+                    metrics.observe(output)
 
     def _route(self, scope: Scope) -> str:
         """The path of the route as it was declared, with the names of its parameters."""

@@ -19,7 +19,7 @@ class ServerMetrics:
         http_requests: how many ended, by route and status.
         http_seconds: how long they took from their head to the end of the answer, by route.
         http_in_progress: how many have not ended.
-        finish_reasons: how many continuations ended, by why.
+        finish_reasons: how many continuations of requests that were answered ended, by why.
         queue_seconds, ttft_seconds, token_seconds, request_seconds: of generation requests that were answered, on the
             engine's clock: until first scheduled, until the first token, between tokens, until the last token.
         prompt_tokens, output_tokens: of generation requests that were answered.
@@ -30,7 +30,7 @@ class ServerMetrics:
         self.http_requests: Counter[tuple[str, int]] = Counter()
         self.http_seconds: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self.http_in_progress = 0
-        self.finish_reasons: Counter[str] = Counter(dict.fromkeys(("stop", "length", "abort", "error"), 0))
+        self.finish_reasons: Counter[str] = Counter(stop=0, length=0)
         self.queue_seconds = Histogram(SECONDS)
         self.ttft_seconds = Histogram(SECONDS)
         self.token_seconds = Histogram(TOKEN_SECONDS)
@@ -40,7 +40,7 @@ class ServerMetrics:
         self.lag_seconds = Histogram(LAG_SECONDS)
 
     def observe(self, output: RequestOutput) -> None:
-        """A generation request has ended."""
+        """A generation request was answered."""
         for completion in output.outputs:
             self.finish_reasons[completion.finish_reason] += 1
         times = output.metrics
