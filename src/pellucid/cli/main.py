@@ -21,6 +21,7 @@ from pellucid.core.errors import InvalidRequestError, PellucidError
 COMMANDS = {
     "generate": "answer or continue a prompt, streamed",
     "chat": "talk with a model",
+    "serve": "serve a model over HTTP, as the OpenAI API",
     "run-batch": "answer a file of requests, resumable",
     "pull": "fetch a model",
     "models": "list the models known by name",

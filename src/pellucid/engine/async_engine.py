@@ -248,6 +248,10 @@ class AsyncEngine:
         with self._requests_lock:
             self._refusal = "this engine was shut down"
         self._inbox.put(self._stop)
+        await self.wait_closed()
+
+    async def wait_closed(self) -> None:
+        """Returns when the engine thread has ended: after `shutdown`, or of a defect that it could not contain."""
         await asyncio.shield(asyncio.wrap_future(self._ended))
 
     async def __aenter__(self) -> AsyncEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from difflib import get_close_matches
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,14 +16,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.core.errors import PellucidError
+from pellucid.core.validation import shown
 from pellucid.server.errors import MethodNotAllowedError, NotFoundError, internal_error
 from pellucid.server.http.disconnect import CLIENT_CLOSED_REQUEST
+from pellucid.server.http.draining import RefuseWhileDraining
 from pellucid.server.http.replies import error_response
 from pellucid.server.metrics.event_loop_lag import EventLoopLag
 from pellucid.server.metrics.middleware import MetricsMiddleware
+from pellucid.server.request_log import RequestLog
 from pellucid.server.serving import Serving
 
-ROUTE_MODULES = ("completions", "metrics")
+ROUTE_MODULES = ("operations", "completions", "metrics")
 """The modules of `routes/`, each with its ROUTES."""
 
 
@@ -50,6 +54,8 @@ def create_app(serving: Serving) -> Starlette:
         },
         middleware=[
             Middleware(MetricsMiddleware, metrics=serving.metrics, routes=all_routes),
+            Middleware(RequestLog),
+            Middleware(RefuseWhileDraining, serving),
             Middleware(ContainDefects),
         ],
         lifespan=lifespan,
@@ -61,6 +67,7 @@ def create_app(serving: Serving) -> Starlette:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, PellucidError)
+    request.state.error = error
     return error_response(error, request.url.path)
 
 
@@ -68,11 +75,20 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     method, path = request.method, request.url.path
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted([*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"]))
+        if method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allowed})
         response = error_response(MethodNotAllowedError(f"{path} takes {allowed}, not {method}"), path)
         response.headers["Allow"] = allowed
         return response
-    return error_response(NotFoundError(f"there is nothing at {path}; /docs lists what there is"), path)
+    return error_response(NotFoundError(f"there is nothing at {shown(path)}: {_way_on(request, path)}"), path)
+
+
+def _way_on(request: Request, path: str) -> str:
+    """What whoever asked for `path` may have wanted."""
+    paths = [route.path for route in request.app.routes]
+    close = [known for known in paths if known.endswith(path)] or get_close_matches(path[:200], paths, n=1)
+    return f"did you mean {close[0]}?" if close and path != "/" else "/ lists what there is"
 
 
 async def _say_nothing(request: Request, error: Exception) -> Response:

@@ -1,0 +1,67 @@
+"use strict";
+
+const STAGES = {
+  starting: "starting",
+  wait: "another process is fetching the model",
+  download: "fetching the model",
+  extract: "unpacking the model",
+  load: "reading the model into memory",
+};
+const SECONDS = { ready: 10, draining: 2, failed: 2, loading: 1, unreachable: 5 };
+
+const element = (id) => document.getElementById(id);
+
+function show(state, detail) {
+  if (element("state").textContent !== state) {
+    element("state").textContent = state;
+  }
+  if (element("detail").textContent !== detail) {
+    element("detail").textContent = detail;
+  }
+  element("dot").className = `dot ${state}`;
+}
+
+function showProgress(progress) {
+  const bar = element("progress");
+  bar.hidden = progress === undefined;
+  if (progress !== undefined && progress.total > 0) {
+    bar.max = progress.total;
+    bar.value = progress.done;
+  } else {
+    bar.removeAttribute("value");
+  }
+}
+
+async function showContext() {
+  const answer = await fetch("v1/models");
+  if (answer.ok) {
+    const [model] = (await answer.json()).data;
+    element("context").textContent = `${model.max_model_len.toLocaleString("en")} tokens`;
+  }
+}
+
+async function refresh() {
+  let state = "unreachable";
+  try {
+    const answer = await (await fetch("ready")).json();
+    state = answer.state;
+    let detail = answer.error ? `: ${answer.error}` : "";
+    if (answer.progress) {
+      detail = `: ${STAGES[answer.progress.stage] ?? answer.progress.stage}`;
+    }
+    if (state === "ready") {
+      detail = `, loaded in ${answer.load_seconds.toFixed(2)} s`;
+    }
+    show(state, detail);
+    showProgress(answer.progress);
+    if (state === "ready") {
+      await showContext();
+    }
+  } catch {
+    show("unreachable", ": the server does not answer");
+    showProgress(undefined);
+  }
+  setTimeout(refresh, SECONDS[state] * 1000);
+}
+
+refresh();

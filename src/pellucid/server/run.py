@@ -1,0 +1,272 @@
+"""A server from start to end: it listens, loads the model, serves, drains when it is told to stop, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from pellucid import __version__
+from pellucid.core.errors import InvalidRequestError, PellucidError
+from pellucid.server.app import create_app
+from pellucid.server.config import Config
+from pellucid.server.errors import internal_error
+from pellucid.server.loading import Loading
+from pellucid.server.logs import fields, log_loop_error, logger, logging_to
+from pellucid.server.serving import Serving
+from pellucid.server.settings import ServerSettings
+
+EXIT_BUG = 1
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+BACKLOG = 2048
+CLOSING_SECONDS = 2.0
+"""How long aborted requests may take to be told, and connections to close."""
+FAILURE_SECONDS = 2.0
+"""How long a server whose model cannot be loaded stays up for those who are connected, to tell them."""
+
+
+def serve(config: Config) -> int:
+    """Serve until told to stop. Must be called in the main thread.
+
+    Returns:
+        The exit code: 0 after SIGTERM, 130 after SIGINT (Ctrl-C), 2 if the model cannot be loaded, 1 if that ran into a
+        defect.
+
+    Raises:
+        InvalidRequestError: it cannot listen where it should.
+    """
+    settings = config.settings
+    with logging_to(sys.stderr, settings.log_level, settings.log_format), gc_after_loading():
+        listener = bind(settings.host, settings.port)
+        if settings.log_format == "json":
+            logger.info("configuration", extra=fields(version=__version__, options=config.as_dict()))
+        else:
+            logger.info("Pellucid %s, with this configuration:\n%s", __version__, config.as_toml())
+        runner = Runner(settings, listener)
+        code = asyncio.run(runner.run())
+    if runner.must_abandon_threads:
+        os._exit(code)  # the interpreter would wait for them, or pull the ground from under them
+    return code
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InvalidRequestError: it cannot, with the reason.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found.sort(key=lambda entry: entry[0] != socket.AF_INET)  # localhost is 127.0.0.1 rather than ::1
+        family, *_, address = found[0]
+        dual_stack = host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
+    except socket.gaierror as error:
+        raise InvalidRequestError(f"host {host!r} is not known: {error.strerror}", param="host") from None
+    except OSError as error:
+        raise _refusal_to_listen(error, host, port) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _refusal_to_listen(error: OSError, host: str, port: int) -> InvalidRequestError:
+    if error.errno == errno.EADDRINUSE:
+        message = (
+            f"port {port} of {host} is in use: stop what listens there, or choose another --port (0: any that is free)"
+        )
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        message = f"port {port} is reserved to the administrator: choose a --port from 1024"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        return InvalidRequestError(f"host {host} is not an address of this machine", param="host")
+    else:
+        message = f"cannot listen on port {port} of {host}: {error.strerror}"
+    return InvalidRequestError(message, param="port")
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def gc_after_loading() -> Iterator[None]:
+    """No garbage collection while a model loads; what is there then is left out of later ones (Runner), so that none
+    walks through a vocabulary while tokens wait."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class WebServer(uvicorn.Server):
+    """uvicorn's server, which leaves signals to the Runner."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def web_config(app: Any, settings: ServerSettings) -> uvicorn.Config:
+    """uvicorn, with everything off that is done here or by nobody."""
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]  # seconds for call_later
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_graceful_shutdown=int(CLOSING_SECONDS),
+    )
+
+
+class Runner:
+    """One server in an event loop.
+
+    Attributes:
+        must_abandon_threads: threads still run that cannot be stopped.
+    """
+
+    def __init__(self, settings: ServerSettings, listener: socket.socket) -> None:
+        self.must_abandon_threads = False
+        self._settings = settings
+        self._listener = listener
+        self._serving = Serving(settings)
+        self._web = WebServer(web_config(create_app(self._serving), settings))
+
+    async def run(self) -> int:
+        """Serve until a signal comes, or the model turns out not to load. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(log_loop_error)
+        signals = Signals(loop)
+        web = asyncio.create_task(self._web.serve([self._listener]))
+        logger.info("Listening on %s", url_of(self._listener))
+        if not self._settings.api_keys and not is_loopback(self._listener):
+            logger.warning(
+                "anybody who reaches this address may use the server: --api-key lets in only those with a key"
+            )
+        loading = Loading(self._serving)
+        await asyncio.wait((loading.engine, signals.first, web), return_when=asyncio.FIRST_COMPLETED)
+        failure = self._take_in(loading) if loading.engine.done() else None
+        if failure is None and not signals.first.done():
+            failure = await self._serve_until(signals, web)
+        if failure is None:
+            await self._drain(signals)
+        elif self._web.server_state.connections:
+            await asyncio.wait((signals.first,), timeout=FAILURE_SECONDS)
+        await self._close(web, loading, signals)
+        return failure or (EXIT_INTERRUPTED if signals.is_interrupt else 0)
+
+    def _take_in(self, loading: Loading) -> int | None:
+        """The model is loaded, or cannot be: then the exit code for that."""
+        try:
+            engine = loading.engine.result()
+        except (PellucidError, OSError, MemoryError) as error:
+            reason = error.message if isinstance(error, PellucidError) else str(error) or "out of memory"
+            self._serving.set_failed(reason)
+            logger.error("the model cannot be loaded: %s", reason)
+            return EXIT_REFUSED
+        except Exception as defect:
+            self._serving.set_failed(str(internal_error(defect)))
+            return EXIT_BUG
+        self._serving.set_ready(engine)
+        gc.freeze()
+        gc.enable()
+        logger.info(
+            "Ready in %.2f s",
+            self._serving.load_seconds,
+            extra=fields(
+                model=self._settings.served_model_names[0],
+                max_model_len=engine.max_model_len,
+                kv_blocks=engine.num_kv_blocks,
+                backend=engine.backend_name,
+            ),
+        )
+        return None
+
+    async def _serve_until(self, signals: Signals, web: asyncio.Task[None]) -> int | None:
+        """Returns when a signal has come, or with an exit code when the engine is at its end."""
+        engine = asyncio.create_task(self._serving.engine.wait_closed())
+        await asyncio.wait((signals.first, web, engine), return_when=asyncio.FIRST_COMPLETED)
+        if engine.done():
+            self._serving.set_failed("the engine has ended; the server ends too, so that it can be started anew")
+            logger.error("The engine has ended, which it should not")
+            return EXIT_BUG
+        engine.cancel()
+        return None
+
+    async def _drain(self, signals: Signals) -> None:
+        """Let requests finish that were begun, until it takes too long or a second signal comes."""
+        self._serving.set_draining()
+        deadline = time.monotonic() + self._settings.drain_seconds
+        tasks = self._web.server_state.tasks
+        if tasks:
+            logger.info(
+                "Finishing what was begun; a second signal aborts it",
+                extra=fields(requests=len(tasks), seconds=self._settings.drain_seconds),
+            )
+        while tasks and not signals.second.done() and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait((*tasks, signals.second), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _close(self, web: asyncio.Task[None], loading: Loading, signals: Signals) -> None:
+        """End what is left: requests are told that they were aborted."""
+        tasks = self._web.server_state.tasks
+        if tasks:
+            logger.warning("Aborting requests", extra=fields(requests=len(tasks)))
+        if not await loading.stop(CLOSING_SECONDS):
+            self.must_abandon_threads = True
+        await self._serving.close()
+        if tasks:
+            await asyncio.wait(tuple(tasks), timeout=CLOSING_SECONDS)
+        self._web.should_exit = True
+        self._web.force_exit = bool(tasks)
+        await web
+        self.must_abandon_threads |= signals.second.done()
+        logger.info("Stopped")
+
+
+class Signals:
+    """SIGTERM and SIGINT, as they come.
+
+    Attributes:
+        first, second: done when so many have come.
+        is_interrupt: the first was SIGINT.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.first: asyncio.Future[None] = loop.create_future()
+        self.second: asyncio.Future[None] = loop.create_future()
+        self.is_interrupt = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._note, number)
+
+    def _note(self, number: signal.Signals) -> None:
+        logger.info("Got %s", number.name)
+        if not self.first.done():
+            self.is_interrupt = number == signal.SIGINT
+            self.first.set_result(None)
+        elif not self.second.done():
+            self.second.set_result(None)
