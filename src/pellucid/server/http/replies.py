@@ -18,17 +18,20 @@ RETRY_AFTER_SECONDS = 1
 """What clients are told that may try again."""
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encode_ascii = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
 def json_bytes(value: Any) -> bytes:
     """`value` as compact JSON in UTF-8. Half a character (a lone surrogate), which UTF-8 cannot hold, is escaped.
 
     Raises:
         ValueError: it has a number that JSON does not have.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
-        return text.encode()
+        return _encode(value).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        return _encode_ascii(value).encode()
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -39,6 +39,9 @@ class CompletionEvents:
             "created": created,
             "model": request.model,
         }
+        # Every event but the last has the same beginning and end, which is a third of what it would take to make it.
+        self._head = b"data: " + json_bytes(self._envelope)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
         choice = _ChatChoice if request.is_chat else _TextChoice
         self._choices = [
             choice(index, request, tokenizer) for index in range(len(request.prompts) * request.sampling_params.n)
@@ -49,20 +52,17 @@ class CompletionEvents:
         batches: dict[int, list[TokenOutput]] = {}
         for index, token in tokens:
             batches.setdefault(index, []).append(token)
-        deltas = [delta for index, batch in batches.items() for delta in self._choices[index].deltas(batch)]
-        return b"".join(self._event([delta]) for delta in deltas)
+        return b"".join(
+            self._head + json_bytes(delta) + self._tail
+            for index, batch in batches.items()
+            for delta in self._choices[index].deltas(batch)
+        )
 
     def end(self, outputs: Sequence[RequestOutput]) -> bytes:
         """The last events, the terminal one among them."""
         if not self._request.include_usage:
             return DONE
         return event(json_bytes({**self._envelope, "choices": [], "usage": usage(self._request, outputs)})) + DONE
-
-    def _event(self, choices: list[dict[str, Any]]) -> bytes:
-        body = {**self._envelope, "choices": choices}
-        if self._request.include_usage:
-            body["usage"] = None
-        return event(json_bytes(body))
 
 
 class _TextChoice:
