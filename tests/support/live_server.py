@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
-
 from pellucid.engine.async_engine import AsyncEngine
 from pellucid.server.app import create_app
+from pellucid.server.run import WebServer, bind, url_of, web_config
 from pellucid.server.serving import Serving
 from pellucid.server.settings import ServerSettings
 
@@ -55,13 +54,13 @@ def live_server(model: str, **settings: Any) -> Iterator[LiveServer]:
     """
     options = {"served_model_names": ("tiny",), "threads": 1, "kv_cache_memory": 64 << 20, **settings}
     serving = Serving(ServerSettings(model=model, port=0, **options))
-    config = uvicorn.Config(create_app(serving), port=0, log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    listener = bind("127.0.0.1", 0)
+    server = WebServer(web_config(create_app(serving), serving.settings))
 
     async def serve() -> None:
         serving.set_ready(AsyncEngine(model, **serving.settings.engine_options()))
         try:
-            await server.serve()
+            await server.serve([listener])
         finally:
             await serving.close()
 
@@ -74,8 +73,7 @@ def live_server(model: str, **settings: Any) -> Iterator[LiveServer]:
                 break
             waited.wait(0.01)
         assert server.started, "the server did not start"
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield LiveServer(f"http://127.0.0.1:{port}", serving.settings.served_model_names[0])
+        yield LiveServer(url_of(listener), serving.settings.served_model_names[0])
     finally:
         server.should_exit = True
         thread.join(START_SECONDS)

@@ -20,7 +20,9 @@ from pellucid.core.validation import shown
 from pellucid.server.errors import MethodNotAllowedError, NotFoundError, internal_error
 from pellucid.server.http.disconnect import CLIENT_CLOSED_REQUEST
 from pellucid.server.http.draining import RefuseWhileDraining
+from pellucid.server.http.limits import Limits
 from pellucid.server.http.replies import error_response
+from pellucid.server.http.security import Security
 from pellucid.server.metrics.event_loop_lag import EventLoopLag
 from pellucid.server.metrics.middleware import MetricsMiddleware
 from pellucid.server.request_log import RequestLog
@@ -55,6 +57,8 @@ def create_app(serving: Serving) -> Starlette:
         middleware=[
             Middleware(MetricsMiddleware, metrics=serving.metrics, routes=all_routes),
             Middleware(RequestLog),
+            Middleware(Security, serving.settings),
+            Middleware(Limits, serving.settings),
             Middleware(RefuseWhileDraining, serving),
             Middleware(ContainDefects),
         ],

@@ -22,13 +22,13 @@ QUIET_PATHS = frozenset(("/health", "/ready", "/metrics"))
 """Asked for every few seconds: an answer to a GET is logged at debug level only."""
 MAX_PATH_CHARACTERS = 128
 
-_REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,64}")
+_REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 
 
 class RequestLog:
     """ASGI middleware: names each request, and logs it when it has ended.
 
-    The name is that of the request's `X-Request-Id` if it is one (up to 64 letters, digits, dots, dashes and
+    The name is that of the request's `X-Request-Id` if it is one (up to 128 letters, digits, dots, dashes and
     underscores), else a new one; it is in `scope["state"]["request_id"]` and in the answer's `X-Request-Id`.
     """
 

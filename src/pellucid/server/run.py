@@ -22,6 +22,7 @@ from pellucid.core.errors import InvalidRequestError, PellucidError
 from pellucid.server.app import create_app
 from pellucid.server.config import Config
 from pellucid.server.errors import internal_error
+from pellucid.server.http.protocol import protocol_class
 from pellucid.server.loading import Loading
 from pellucid.server.logs import fields, log_loop_error, logger, logging_to
 from pellucid.server.serving import Serving
@@ -130,15 +131,13 @@ def web_config(app: Any, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=protocol_class(settings),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=settings.keep_alive_timeout,  # type: ignore[arg-type]  # seconds for call_later
-        h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_graceful_shutdown=int(CLOSING_SECONDS),
     )
 

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import shown
+from pellucid.server.strict_json import decode_json
 
 MAX_LINE_BYTES = 2**24
 MAX_PROBLEMS_SHOWN = 10
@@ -122,19 +122,10 @@ class BatchInput:
 
 
 def _parse(data: bytes) -> tuple[str, dict[str, Any]]:
-    """A line's custom_id and its object. ValueError says what is wrong."""
+    """A line's custom_id and its object. ValueError (an InvalidRequestError among them) says what is wrong."""
     if len(data) > MAX_LINE_BYTES:
         raise ValueError(f"longer than {MAX_LINE_BYTES:,} bytes")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not valid UTF-8: {error.reason} at byte {error.start}") from None
-    try:
-        fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at character {error.colno}") from None
-    except RecursionError:
-        raise ValueError("not valid JSON: it nests too deeply") from None
+    fields = decode_json(data, "the line", any_characters=True)
     if not isinstance(fields, dict):
         raise ValueError(f"a JSON object is expected, not {shown(fields)}")
     custom_id = fields.get("custom_id")
@@ -146,16 +137,3 @@ def _parse(data: bytes) -> tuple[str, dict[str, Any]]:
     except UnicodeEncodeError:
         raise ValueError("custom_id holds a lone surrogate, which is not valid Unicode text") from None
     return custom_id, fields
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"not valid JSON: the key {shown(name)} comes twice in one object")
-        fields[name] = value
-    return fields
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"not valid JSON: {name} is no number of JSON's")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from pellucid.core.errors import PellucidError
 from pellucid.server.anthropic.errors import error_body as anthropic_error_body
@@ -47,9 +48,17 @@ def is_messages_path(path: str) -> bool:
 def error_response(error: PellucidError, path: str) -> Response:
     """What answers a request to `path` that failed with `error`, in the form of its API."""
     body = anthropic_error_body(error) if is_messages_path(path) else openai_error_body(error)
-    headers = {}
+    response = json_response(body, error.status)
     if error.status in (429, 503):
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if error.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="pellucid"'
-    return json_response(body, error.status, headers)
+        # A line for each, since some browsers read only the first of a line; they ask for a password by the second.
+        response.headers.append("WWW-Authenticate", 'Bearer realm="pellucid"')
+        response.headers.append("WWW-Authenticate", 'Basic realm="pellucid", charset="UTF-8"')
+    return response
+
+
+async def send_error(error: PellucidError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with `error`, on behalf of an ASGI middleware; the log has it from the request's state."""
+    scope.setdefault("state", {})["error"] = error
+    await error_response(error, scope["path"])(scope, receive, send)
