@@ -153,11 +153,13 @@ def _set_up(
     return before
 
 
-def log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An exception handler for an event loop. asyncio's own writes out tasks and what they raised."""
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An exception handler for an event loop. asyncio's own writes out callbacks with their arguments, and tasks with
+    what they raised."""
     error = context.get("exception")
     info = None if error is None else (type(error), error, error.__traceback__)
-    logging.getLogger("asyncio").error("in the event loop: %s", context["message"].partition("\n")[0], exc_info=info)
+    before, callback, _arguments = str(context["message"]).partition(" callback ")
+    logging.getLogger("asyncio").error("in the event loop: %s", before + callback, exc_info=info)
 
 
 def _thread_died(args: threading.ExceptHookArgs) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
-import ipaddress
 import os
 import signal
 import socket
@@ -18,11 +16,12 @@ from typing import Any
 import uvicorn
 
 from pellucid import __version__
-from pellucid.core.errors import InvalidRequestError, PellucidError
+from pellucid.core.errors import PellucidError
 from pellucid.server.app import create_app
 from pellucid.server.config import Config
 from pellucid.server.errors import internal_error
 from pellucid.server.http.protocol import protocol_class
+from pellucid.server.listening import bind, is_loopback, url_of
 from pellucid.server.loading import Loading
 from pellucid.server.logs import fields, log_loop_error, logger, logging_to
 from pellucid.server.serving import Serving
@@ -32,7 +31,6 @@ EXIT_BUG = 1
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
-BACKLOG = 2048
 CLOSING_SECONDS = 2.0
 """How long aborted requests may take to be told, and connections to close."""
 FAILURE_SECONDS = 2.0
@@ -57,54 +55,10 @@ def serve(config: Config) -> int:
         else:
             logger.info("Pellucid %s, with this configuration:\n%s", __version__, config.as_toml())
         runner = Runner(settings, listener)
-        code = asyncio.run(runner.run())
+        code = asyncio.run(runner.run(), debug=False)  # else slow callbacks are logged with their arguments
     if runner.must_abandon_threads:
         os._exit(code)  # the interpreter would wait for them, or pull the ground from under them
     return code
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        InvalidRequestError: it cannot, with the reason.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        found.sort(key=lambda entry: entry[0] != socket.AF_INET)  # localhost is 127.0.0.1 rather than ::1
-        family, *_, address = found[0]
-        dual_stack = host == "::" and socket.has_dualstack_ipv6()
-        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
-    except socket.gaierror as error:
-        raise InvalidRequestError(f"host {host!r} is not known: {error.strerror}", param="host") from None
-    except OSError as error:
-        raise _refusal_to_listen(error, host, port) from None
-    listener.setblocking(False)
-    return listener
-
-
-def _refusal_to_listen(error: OSError, host: str, port: int) -> InvalidRequestError:
-    if error.errno == errno.EADDRINUSE:
-        message = (
-            f"port {port} of {host} is in use: stop what listens there, or choose another --port (0: any that is free)"
-        )
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        message = f"port {port} is reserved to the administrator: choose a --port from 1024"
-    elif error.errno == errno.EADDRNOTAVAIL:
-        return InvalidRequestError(f"host {host} is not an address of this machine", param="host")
-    else:
-        message = f"cannot listen on port {port} of {host}: {error.strerror}"
-    return InvalidRequestError(message, param="port")
-
-
-def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this machine reaches it."""
-    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
-
-
-def url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextmanager
@@ -178,6 +132,11 @@ class Runner:
             await asyncio.wait((signals.first,), timeout=FAILURE_SECONDS)
         await self._close(web, loading, signals)
         return failure or (EXIT_INTERRUPTED if signals.is_interrupt else 0)
+
+    def warn_of_open_door(self) -> None:
+        """Log it if others than this machine's users get in without a key."""
+        if not self._settings.api_keys and not is_loopback(self._listener):
+            logger.warning("whoever reaches this address may use the server: --api-key lets in only those with a key")
 
     def _take_in(self, loading: Loading) -> int | None:
         """The model is loaded, or cannot be: then the exit code for that."""
