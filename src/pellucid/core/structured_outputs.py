@@ -13,14 +13,16 @@ MAX_SCHEMA_BYTES = 65536
 """Of a JSON schema, and of all choices together."""
 MAX_GRAMMAR_BYTES = 16384
 """Of a regular expression, and of a grammar."""
+MAX_STRUCTURAL_TAG_BYTES = 262144
+"""Of a structural tag as a whole; the schemas, regular expressions and grammars in it have the limits of their own."""
 MAX_CHOICES = 4096
-KINDS = ("json", "json_object", "regex", "choice", "grammar")
+KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutputsParams:
-    """What the answer must look like: exactly one of `json`, `json_object`, `regex`, `choice` and `grammar`. Names
-    follow vLLM's; docs/structured-output.md says what each may hold.
+    """What the answer must look like: exactly one of `json`, `json_object`, `regex`, `choice`, `grammar` and
+    `structural_tag`. Names follow vLLM's; docs/structured-output.md says what each may hold.
 
     Attributes:
         json: a JSON schema, as an object or as text; True for any JSON. It is kept as text, properties in order.
@@ -28,6 +30,8 @@ class StructuredOutputsParams:
         regex: a regular expression (syntax of Rust's regex crate) that the whole answer matches.
         choice: the answers there are.
         grammar: a context-free grammar, in Lark or in GBNF (which has `name ::= ...`).
+        structural_tag: text and structures in turns (pellucid.core.structural_tag), as an object or as text. It is kept
+            as text.
         whitespace_pattern: regular expression of the white space that JSON may have, once in each place where JSON
             allows any; None for none at all.
 
@@ -41,6 +45,7 @@ class StructuredOutputsParams:
     regex: str | None = None
     choice: Iterable[str] | None = None
     grammar: str | None = None
+    structural_tag: Mapping[str, Any] | str | None = None
     whitespace_pattern: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +66,8 @@ class StructuredOutputsParams:
             _check_text("grammar", self.grammar, MAX_GRAMMAR_BYTES)
         if self.choice is not None:
             self._set("choice", _choices(self.choice))
+        if self.structural_tag is not None:
+            self._set("structural_tag", _structural_tag_text(self.structural_tag))
         if self.whitespace_pattern is not None:
             _check_text("whitespace_pattern", self.whitespace_pattern, MAX_GRAMMAR_BYTES)
             if self.json is None and not self.json_object:
@@ -103,26 +110,52 @@ def _check_size(field: str, text: str, max_bytes: int) -> None:
 
 def _schema_text(schema: Any) -> str:
     """The schema as compact JSON text; True, which allows all, as the empty schema."""
-    import json  # here, because few requests need it and every start would pay for it
-
     name = _name("json")
     if isinstance(schema, str):
-        _check_size("json", schema, MAX_SCHEMA_BYTES)
-        try:
-            schema = json.loads(schema, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"{name} is not valid JSON: {error or 'nested too deeply'}", param=name) from None
+        schema = _parsed("json", schema, MAX_SCHEMA_BYTES)
     if schema is True:
         schema = {}
     if schema is False:
         raise InvalidRequestError(f"{name} is false, a schema that allows no answer", param=name)
     if not isinstance(schema, Mapping):
         raise refusal(name, schema, "a JSON schema: an object, the text of one, or true")
+    return _compact("json", schema, MAX_SCHEMA_BYTES)
+
+
+def _structural_tag_text(tag: Any) -> str:
+    """A structural tag as compact JSON text, in its present form (with `format`)."""
+    from pellucid.core.structural_tag import checked_format, parts
+
+    form = checked_format(_parsed("structural_tag", tag, MAX_STRUCTURAL_TAG_BYTES) if isinstance(tag, str) else tag)
+    for part in parts(form):
+        if part["type"] == "json_schema":
+            _compact("structural_tag", part["json_schema"], MAX_SCHEMA_BYTES)
+        elif part["type"] in ("regex", "grammar"):
+            _check_size("structural_tag", part.get("pattern") or part["grammar"], MAX_GRAMMAR_BYTES)
+    return _compact("structural_tag", {"type": "structural_tag", "format": form}, MAX_STRUCTURAL_TAG_BYTES)
+
+
+def _parsed(field: str, text: str, max_bytes: int) -> Any:
+    import json  # here, because few requests need it and every start would pay for it
+
+    _check_size(field, text, max_bytes)
     try:
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(
+            f"{_name(field)} is not valid JSON: {error or 'nested too deeply'}", param=_name(field)
+        ) from None
+
+
+def _compact(field: str, value: Mapping[str, Any], max_bytes: int) -> str:
+    """`value` as compact JSON text, properties in order."""
+    import json
+
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"{name} cannot be written as JSON: {error}", param=name) from None
-    _check_size("json", text, MAX_SCHEMA_BYTES)
+        raise InvalidRequestError(f"{_name(field)} cannot be written as JSON: {error}", param=_name(field)) from None
+    _check_size(field, text, max_bytes)
     return text
 
 

@@ -128,7 +128,7 @@ class GrammarCompiler:
         vocabulary = self._get_vocabulary()
         name = f"structured_outputs.{params.kind}"
         try:
-            source = _source(params)
+            source = _source(params, self._tokenizer)
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"{name}: {error or 'nested too deeply'}", param=name) from None
         limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
@@ -168,7 +168,7 @@ def _submit_with_stack(threads: ThreadPoolExecutor, function: Callable[[], T]) -
             threading.stack_size(usual)
 
 
-def _source(params: StructuredOutputsParams) -> str:
+def _source(params: StructuredOutputsParams, tokenizer: Tokenizer) -> str:
     """What to compile, in llguidance's form.
 
     Raises:
@@ -189,11 +189,15 @@ def _source(params: StructuredOutputsParams) -> str:
 
         choices = " | ".join(dumps(choice, ensure_ascii=False) for choice in params.choice)
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}\n")
+    if params.structural_tag is not None:
+        from pellucid.decoding.structural_tag import structural_tag_grammar
+
+        return structural_tag_grammar(str(params.structural_tag), tokenizer, lark_of)
     assert params.grammar is not None
-    return LLMatcher.grammar_from_lark(_lark(params.grammar))
+    return LLMatcher.grammar_from_lark(lark_of(params.grammar))
 
 
-def _lark(grammar: str) -> str:
+def lark_of(grammar: str) -> str:
     """A grammar in Lark, from one in either form."""
     if re.search(r"(?m)^[ \t]*[A-Za-z0-9_-]+[ \t]*::=", grammar) is None:
         return grammar
