@@ -19,6 +19,7 @@ usage: concurrency.py MODEL [--concurrency 1,2,4,8,16,32,64] [--rounds 3] [--req
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -29,17 +30,12 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 from pellucid import LLM, PellucidError, SamplingParams
+from pellucid.client.load.prompts import common_words
 from pellucid.core.config import num_blocks_for
 from pellucid.estimate.memory import kv_bytes_per_block
 from pellucid.weights.catalog import resolve
 from pellucid.weights.loader import open_model
 
-COMMON_WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work government number night point home water room mother "
-    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
-    "father power hour game line end member law car city"
-)
 PROMPT_WORDS = 100
 OUTPUT_TOKENS = 128
 TOKENS_PER_SLOT = 1024
@@ -48,9 +44,7 @@ SETTLE_SECONDS = 3  # threads of some engines spin for a while after their work;
 
 
 def prompts(count: int, seed: int) -> list[str]:
-    draw = random.Random(seed)
-    words = COMMON_WORDS.split()
-    return [" ".join(draw.choice(words) for _ in range(PROMPT_WORDS)) for _ in range(count)]
+    return list(itertools.islice(common_words(PROMPT_WORDS, seed), count))
 
 
 def open_engine(model: str, concurrency: int) -> LLM:

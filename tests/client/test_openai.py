@@ -11,7 +11,7 @@ from pellucid.client.openai import Endpoint, OpenAIClient, StreamChunk, Usage, r
 from pellucid.core.errors import InvalidRequestError
 from tests.support.fake_api_server import FakeApiServer, FakeReply, FakeRequest, Script, telling, text_chunk
 
-PATIENCE = 60  # seconds
+PATIENCE = 600  # seconds, for a machine that is busy or stands still
 BODY = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "tokenize": "show how text becomes tokens",
     "doctor": "show this machine, its limits and what Pellucid chose for it",
     "bench": "measure speed, cold start and memory",
+    "bench serve": "measure a server of the OpenAI API under load",
 }
 
 HELP = """usage: pellucid COMMAND [options]
@@ -92,7 +93,7 @@ def dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name in ("-h", "--help", "help"):
         if name == "help" and rest:
-            return run_command(rest[0], ["--help"])
+            return run_command(rest[0], [*rest[1:], "--help"])
         sys.stdout.write(help_text())
         return 0
     if name in ("-V", "--version"):
@@ -109,24 +110,32 @@ def run_command(name: str, arguments: list[str]) -> int:
     Raises:
         InvalidRequestError: no such command or option, or an option's value is malformed.
     """
-    if name not in COMMANDS:
+    if name not in COMMANDS or " " in name:
         import difflib
 
         kind = "option" if name.startswith("-") else "command"
-        known = ["--help", "--version", "--debug"] if kind == "option" else list(COMMANDS)
+        known = ["--help", "--version", "--debug"] if kind == "option" else [c for c in COMMANDS if " " not in c]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
         raise InvalidRequestError(f"unknown {kind} `{name}`: {hint}", param="command")
+
+    if arguments and f"{name} {arguments[0]}" in COMMANDS:
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
 
     import importlib
 
     from pellucid.cli.parser import CommandParser
 
-    module = importlib.import_module(f"pellucid.cli.{name.replace('-', '_')}")
+    module = importlib.import_module(f"pellucid.cli.{module_name(name)}")
     warnings.showwarning = show_warning
     parser = CommandParser(name, module.DESCRIPTION, module.EXAMPLES)
     module.configure(parser)
     return int(module.run(parser.parse(arguments)))
+
+
+def module_name(command: str) -> str:
+    """Of the module in this package that has `command`."""
+    return command.replace("-", "_").replace(" ", "_")
 
 
 def help_text() -> str:

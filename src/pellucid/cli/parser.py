@@ -85,6 +85,27 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def header(text: str) -> tuple[str, str]:
+    """`NAME: VALUE`."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise ValueError
+    return name.strip(), value.strip()
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that talks to a server of the OpenAI API."""
+    group = parser.add_argument_group("server")
+    group.add_argument("--model", metavar="NAME", help="the model's name there (default: the first that it lists)")
+    group.add_argument("--api-key", metavar="KEY", help="sent as bearer token (default: the variable OPENAI_API_KEY)")
+    group.add_argument(
+        "--header", action="append", default=[], type=header, metavar="NAME:VALUE", help="sent with every request"
+    )
+    group.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="longest silence of the server (default: 600)"
+    )
+
+
 def add_speculation_options(parser: argparse.ArgumentParser) -> None:
     """Options that fill a SpeculativeConfig."""
     group = parser.add_argument_group("speculation")

@@ -1,6 +1,7 @@
 """HTTP/1.1 over asyncio: one origin, connections kept alive, bodies streamed. h11 reads and writes the protocol.
 
-No redirect is followed, no proxy is asked, nothing is retried: what went to the server is what the caller sent.
+No redirect is followed and no proxy is asked. A request is sent a second time in one case only: where it went out on a
+kept connection that turns out to be closed, as servers may do between any two requests (RFC 9112, 9.5).
 """
 
 from __future__ import annotations
@@ -102,9 +103,18 @@ class HttpClient:
                 body raises the last three too.
             ProtocolError: the response is a redirect, or compressed.
         """
-        connection = await self._connection()
+        connection = self._kept_connection() or await self._connect()
         try:
-            yield await connection.send(method, self.origin.path + path, [*self._headers, *headers], body)
+            message = (method, self.origin.path + path, [*self._headers, *headers], body)
+            try:
+                response = await connection.send(*message)
+            except ConnectionLostError:
+                if not connection.was_closed_unheard():
+                    raise
+                connection.close()
+                connection = await self._connect()
+                response = await connection.send(*message)
+            yield response
         finally:
             if connection.is_reusable():
                 self._idle.append(connection)
@@ -118,12 +128,15 @@ class HttpClient:
         self._idle.clear()
         await asyncio.sleep(0)  # transports close in the loop's next turn
 
-    async def _connection(self) -> _Connection:
+    def _kept_connection(self) -> _Connection | None:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable():
                 return connection
             connection.close()
+        return None
+
+    async def _connect(self) -> _Connection:
         origin = self.origin
         try:
             async with asyncio.timeout(self._connect_timeout):
@@ -211,6 +224,8 @@ class _Connection:
         self._read_timeout = read_timeout
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER_BYTES)
         self._has_ended = False  # the server's side
+        self._num_requests = 0
+        self._is_heard = False  # something of the answer to the last of them
         self._loop = asyncio.get_running_loop()
         self._waiting_since: float | None = None  # for the server's next bytes
         self._idle_since = 0.0
@@ -224,6 +239,8 @@ class _Connection:
             data += self._h11.send(h11.Data(data=body)) or b""
         data += self._h11.send(h11.EndOfMessage()) or b""
         self._writer.write(data)
+        self._num_requests += 1
+        self._is_heard = False
         try:
             async with asyncio.timeout(self._read_timeout):
                 with suppress(ConnectionError):  # a server may answer, and close, before it has read everything
@@ -284,6 +301,7 @@ class _Connection:
                 data = await self._reader.read(READ_BYTES)
                 self._waiting_since = None
                 self._has_ended = not data
+                self._is_heard |= bool(data)
                 self._h11.receive_data(data)
             except ConnectionError as error:
                 raise ConnectionLostError(
@@ -301,6 +319,10 @@ class _Connection:
     def is_reusable(self) -> bool:
         """Whether the response was read to its end, and the server keeps the connection."""
         return self._h11.our_state is h11.IDLE and not self._reader.at_eof()
+
+    def was_closed_unheard(self) -> bool:
+        """Whether it had served before, and was closed without a byte of an answer to its last request."""
+        return self._num_requests > 1 and not self._is_heard
 
     def is_usable(self) -> bool:
         """Whether a request can still be sent, after some time in which nothing was."""
