@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from pellucid.core.metrics import EngineMetrics, RequestMetrics
-    from pellucid.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenOutput
+    from pellucid.core.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput, TokenOutput
     from pellucid.core.sampling_params import SamplingParams
     from pellucid.core.structured_outputs import StructuredOutputsParams
     from pellucid.engine.async_engine import AsyncEngine
@@ -45,6 +45,7 @@ _HOME = {
     "Captured": "pellucid.core.capture",
     "OperationCost": "pellucid.core.capture",
     "CompletionOutput": "pellucid.core.outputs",
+    "EmbeddingOutput": "pellucid.core.outputs",
     "Logprob": "pellucid.core.outputs",
     "SpeculativeConfig": "pellucid.core.config",
     "EngineMetrics": "pellucid.core.metrics",
@@ -79,6 +80,7 @@ __all__ = [
     "CompletionOutput",
     "ContextLengthError",
     "DownloadError",
+    "EmbeddingOutput",
     "EngineClosedError",
     "EngineError",
     "EngineMetrics",

@@ -23,6 +23,8 @@ COMMAND = "python -m tests.parity.goldens"
 
 TINY_POSITIONS = [0, 63, 64, 149]
 TINY_VOCABULARY = 24
+EMBEDDED = 24
+"""Elements that are kept of each embedding."""
 REAL_POSITIONS = [0, 20, 63, 64, 92]
 REAL_TOP = 10
 
@@ -82,6 +84,24 @@ def make_real(name: str) -> dict[str, Any] | None:
     return real_golden(transformers_logits(model, REAL[name].tokens))
 
 
+def make_embeddings(name: str) -> dict[str, Any] | None:
+    """The beginning of each embedding of a model of TINY or REAL, and its largest element."""
+    from tests.parity.oracle import transformers_embeddings, transformers_model
+
+    if name in TINY:
+        config, tokens, spec = TINY[name], tiny_tokens(TINY[name]), tiny_spec(TINY[name])
+        model = transformers_model(config, spec, tiny_weights(spec))
+    elif (loaded := real_weights(name)) is not None:
+        config, tokens = REAL[name].config, REAL[name].tokens
+        model = transformers_model(config, *loaded)
+    else:
+        return None
+    return {
+        pooling: {"scale": _rounded(np.abs(vector).max()), "begins": _rounded(vector[:EMBEDDED])}
+        for pooling, vector in transformers_embeddings(model, tokens).items()
+    }
+
+
 def make_beams(cases: list[BeamCase]) -> dict[str, Any] | None:
     """What transformers' beam search gives to `cases` of one model."""
     from tests.parity.oracle import transformers_beams, transformers_model
@@ -123,6 +143,13 @@ def main() -> None:
             print(f"{name} is not in the cache, its golden stays: pellucid pull {name}")
         else:
             _write(name, golden)
+    embeddings = read("embeddings") if golden_path("embeddings").exists() else {}
+    embeddings.pop("made_by", None)
+    for name in (*TINY, *REAL):
+        made = make_embeddings(name)
+        if made is not None:
+            embeddings[name] = made
+    _write("embeddings", embeddings)
     for name, cases in BEAM_CASES.items():
         golden = make_beams(cases)
         if golden is not None:

@@ -61,6 +61,14 @@ def transformers_beams(model: transformers.PreTrainedModel, case: BeamCase) -> d
     return {"sequences": sequences, "scores": [round(score, 5) for score in generated.sequences_scores.tolist()]}
 
 
+def transformers_embeddings(model: transformers.PreTrainedModel, tokens: list[int]) -> dict[str, np.ndarray]:
+    """By pooling: what the head reads, of all tokens or the last one, scaled to length 1; [hidden_size]."""
+    with torch.inference_mode():
+        hidden = model(torch.tensor([tokens]), output_hidden_states=True, use_cache=False).hidden_states[-1][0].double()
+    pooled = {"mean": hidden.mean(0), "last": hidden[-1]}
+    return {pooling: torch.nn.functional.normalize(vector, dim=0).numpy() for pooling, vector in pooled.items()}
+
+
 def transformers_logits(model: transformers.PreTrainedModel, tokens: list[int]) -> np.ndarray:
     """Logits of every token, [num_tokens, vocab_size], in the model's own precision."""
     with torch.inference_mode():

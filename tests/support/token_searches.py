@@ -31,4 +31,4 @@ def answered(engine: CheckedEngine, name: str, params: SamplingParams, prompt: A
 def is_forgotten(engine: CheckedEngine) -> bool:
     """Whether the engine keeps nothing of any search."""
     book = engine._searches
-    return not any((book._entries, book.guidance, book.hidden_states))
+    return not any((book._entries, book.guidance, book._hidden_states))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pellucid.core.capture import Captured
 from pellucid.core.errors import PellucidError
 from pellucid.core.metrics import RequestMetrics
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """Why a sequence ended: an end-of-sequence token, stop token or stop string ("stop"); `max_tokens` or the context
-("length"); the caller ("abort"); or a failure ("error")."""
+("length"); the caller ("abort"); or a failure ("error"). One that generates nothing ends with "stop"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class RequestOutput:
         captured: what it asked to see of the model at work; None if it did not ask.
         prompt_logprobs: one dictionary for each token of the prompt, token id -> Logprob, the token itself first; None
             for the first one, which nothing comes before. None if not asked for.
+        embedding: float32 [hidden_size], of a prompt that was to be pooled and not continued; else None.
         finished: always true; a RequestOutput is made once, at the end.
     """
 
@@ -81,6 +85,24 @@ class RequestOutput:
     captured: Captured | None = None
     finished: bool = True
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    embedding: NDArray[np.float32] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class EmbeddingOutput:
+    """What a prompt that was pooled comes to.
+
+    Attributes:
+        embedding: float32 [hidden_size].
+        prompt: the prompt's text; None where it was given as token ids or messages.
+        prompt_token_ids: what the model read.
+        metrics: where the time went.
+    """
+
+    embedding: NDArray[np.float32]
+    prompt: str | None
+    prompt_token_ids: list[int]
+    metrics: RequestMetrics
 
 
 @dataclass(slots=True)

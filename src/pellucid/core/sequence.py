@@ -12,6 +12,7 @@ from pellucid.core.batch import sampling_record
 from pellucid.core.errors import PellucidError
 from pellucid.core.metrics import RequestMetrics
 from pellucid.core.outputs import FinishReason, Logprob
+from pellucid.core.pooling_params import PoolingParams
 from pellucid.core.sampling_params import SamplingParams
 
 
@@ -188,7 +189,9 @@ class SequenceGroup:
         max_cached_tokens: most tokens that may come from the prefix cache, since something is wanted of the later ones
             that only computing gives; None for no limit.
         is_drafted: whether tokens of its sequences may be guessed ahead.
-        is_forked: whether each sequence goes its own way; until then the first, or the lead, stands for all.
+        is_forked: whether each sequence goes its own way; until then the first, or the lead, stands for all. Never
+            where the prompt is pooled.
+        pooling_params: how its prompt is pooled, of a request that generates nothing; else None.
         prompt_logprobs: what is known of the tokens of the prompt after the first, so far; None if nothing is wanted.
         num_cached_tokens: prompt tokens that were found in the prefix cache.
         num_computed_elsewhere: tokens computed for it beyond what its sequences count: plus those whose blocks were
@@ -223,6 +226,7 @@ class SequenceGroup:
         "num_draft_tokens",
         "num_preemptions",
         "num_unfinished",
+        "pooling_params",
         "priority",
         "prompt",
         "prompt_logprobs",
@@ -253,6 +257,7 @@ class SequenceGroup:
         cache_salt: bytes = b"",
         stream: bool = False,
         num_lockstep: int | None = None,
+        pooling_params: PoolingParams | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -290,7 +295,8 @@ class SequenceGroup:
         self.lead_token_ids: list[int] | None = None
         self.step_times: list[float] = []
         self.num_decode_tokens = 0
-        self.is_forked = self.is_lockstep or num_sequences == 1
+        self.pooling_params = pooling_params
+        self.is_forked = self.is_lockstep or (num_sequences == 1 and pooling_params is None)
         self.is_drafted = sampling_params.speculative and not (
             sampling_params.mirostat or sampling_params.dola_layers is not None or self.is_lockstep
         )

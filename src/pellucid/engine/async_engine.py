@@ -32,7 +32,8 @@ from pellucid.core.config import (
 )
 from pellucid.core.errors import EngineClosedError, EngineError, InvalidRequestError, PellucidError
 from pellucid.core.metrics import EngineMetrics
-from pellucid.core.outputs import RequestOutput
+from pellucid.core.outputs import EmbeddingOutput, RequestOutput
+from pellucid.core.pooling_params import Pooling, PoolingParams
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.core.trace import TraceSink
@@ -42,7 +43,8 @@ from pellucid.decoding.grammar_compiler import COMPILE_SECONDS
 from pellucid.engine.async_request import AsyncRequest, AsyncTokenStream, Item
 from pellucid.engine.loading import load_engine
 from pellucid.engine.output_processor import StepOutput
-from pellucid.engine.request_intake import Message, Prompt, PromptLike
+from pellucid.engine.pooling import embedding_output
+from pellucid.engine.request_intake import Message, Prompt, PromptLike, RequestParams
 from pellucid.engine.step_guard import guard_steps, let_forks_pass
 
 if TYPE_CHECKING:
@@ -177,7 +179,8 @@ class AsyncEngine:
             EngineClosedError: from the stream: the engine is draining or was shut down.
             BackendError, EngineError: from the stream: computing failed.
         """
-        request = self._new_request(sampling_params, request_id, priority, cache_salt, capture, stream=True)
+        params = self._checked_params(sampling_params, capture, stream=True)
+        request = self._new_request(params, request_id, priority, cache_salt, capture, stream=True)
         return AsyncTokenStream(self, request, prompt)
 
     async def complete(
@@ -194,19 +197,37 @@ class AsyncEngine:
 
         Args and Raises: as `generate`.
         """
-        request = self._new_request(sampling_params, request_id, priority, cache_salt, capture, stream=False)
-        await self._submit(request, prompt)
-        try:
-            reply = await request.take()
-        except BaseException:
-            self._drop(request)
-            raise
-        if isinstance(reply, PellucidError):
-            raise reply
-        assert isinstance(reply, RequestOutput)  # only a stream can be dropped while it is read
-        if reply.error is not None:
-            raise reply.error
-        return reply
+        params = self._checked_params(sampling_params, capture, stream=False)
+        request = self._new_request(params, request_id, priority, cache_salt, capture)
+        return await self._reply(request, prompt)
+
+    async def embed(
+        self,
+        prompt: PromptLike | ListLike[Message],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> EmbeddingOutput:
+        """One vector for a prompt: its hidden states after the final norm, pooled. Cancelling the call aborts the
+        request.
+
+        Args:
+            pooling, normalize: as for PoolingParams.
+            The others: as `generate`.
+
+        Returns:
+            What `LLM.embed` gives, to the bit.
+
+        Raises:
+            ContextLengthError: the prompt does not fit in the context.
+            EngineClosedError: the engine is draining or was shut down; or the request was aborted.
+            As `generate`.
+        """
+        request = self._new_request(PoolingParams(pooling, normalize), request_id, priority, cache_salt)
+        return embedding_output(await self._reply(request, prompt))
 
     def abort(self, request_id: str) -> None:
         """End a request after this step; its terminal reply has the tokens until then. No effect on one that is unknown
@@ -264,25 +285,45 @@ class AsyncEngine:
 
     # In an event loop
 
-    def _new_request(
-        self,
-        sampling_params: SamplingParams | None,
-        request_id: str | None,
-        priority: int,
-        cache_salt: str,
-        capture: CaptureParams | None,
-        *,
-        stream: bool,
-    ) -> AsyncRequest:
+    def _checked_params(
+        self, sampling_params: SamplingParams | None, capture: CaptureParams | None, *, stream: bool
+    ) -> SamplingParams:
         if sampling_params is None:
             sampling_params = SamplingParams()
         self._engine.intake.check_params(sampling_params, capture, stream=stream)
+        return sampling_params
+
+    def _new_request(
+        self,
+        params: RequestParams,
+        request_id: str | None,
+        priority: int,
+        cache_salt: str,
+        capture: CaptureParams | None = None,
+        *,
+        stream: bool = False,
+    ) -> AsyncRequest:
         self._engine.intake.check_options(priority, cache_salt)
         if request_id is None:
             request_id = f"request-{next(self._request_numbers)}"
         elif not isinstance(request_id, str):
             raise InvalidRequestError("request_id must be a string", param="request_id")
-        return AsyncRequest(request_id, sampling_params, priority, cache_salt, capture, stream=stream)
+        return AsyncRequest(request_id, params, priority, cache_salt, capture, stream=stream)
+
+    async def _reply(self, request: AsyncRequest, prompt: PromptLike | ListLike[Message]) -> RequestOutput:
+        """The terminal reply of a request that is not streamed; raises its error, if it has one."""
+        await self._submit(request, prompt)
+        try:
+            reply = await request.take()
+        except BaseException:
+            self._drop(request)
+            raise
+        if isinstance(reply, PellucidError):
+            raise reply
+        assert isinstance(reply, RequestOutput)  # only a stream can be dropped while it is read
+        if reply.error is not None:
+            raise reply.error
+        return reply
 
     async def _submit(self, request: AsyncRequest, prompt: PromptLike | ListLike[Message]) -> None:
         """Tokenize the prompt and hand the request to the engine thread. Raises as `generate` says."""
@@ -291,8 +332,9 @@ class AsyncEngine:
         prepared = self._register(request, prompt)
         try:
             checked = await asyncio.wrap_future(prepared)
-            if request.sampling_params.structured_outputs is not None:
-                checked = replace(checked, grammar=await self._compile(request.sampling_params.structured_outputs))
+            params = request.params
+            if isinstance(params, SamplingParams) and params.structured_outputs is not None:
+                checked = replace(checked, grammar=await self._compile(params.structured_outputs))
             with self._requests_lock:
                 if self._is_stopping:
                     raise EngineClosedError("this engine was shut down")
@@ -333,9 +375,7 @@ class AsyncEngine:
             if request.request_id in self._requests:
                 raise InvalidRequestError(f"request_id {request.request_id!r} is in use", param="request_id")
             self._engine.scheduler.check_queue(self._num_coming)
-            prepared = self._tokenizers.submit(
-                self._engine.intake.prepare, prompt, request.sampling_params.negative_prompt
-            )
+            prepared = self._tokenizers.submit(self._engine.intake.prepare, prompt, request.params)
             self._requests[request.request_id] = request
             self._num_coming += 1
         return prepared
@@ -429,7 +469,7 @@ class AsyncEngine:
             self._engine.add_request(
                 request.request_id,
                 prompt,
-                request.sampling_params,
+                request.params,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 stream=request.stream,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pellucid.core.capture import CaptureParams
 from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import RequestOutput, TokenOutput
-from pellucid.core.sampling_params import SamplingParams
-from pellucid.engine.request_intake import Message, PromptLike
+from pellucid.engine.request_intake import Message, PromptLike, RequestParams
 
 if TYPE_CHECKING:
     from pellucid.engine.async_engine import AsyncEngine
@@ -50,17 +49,17 @@ class AsyncRequest:
         "loop",
         "num_read",
         "num_sent",
+        "params",
         "priority",
         "request_id",
         "resume_asked",
-        "sampling_params",
         "stream",
     )
 
     def __init__(
         self,
         request_id: str,
-        sampling_params: SamplingParams,
+        params: RequestParams,
         priority: int,
         cache_salt: str,
         capture: CaptureParams | None,
@@ -68,7 +67,7 @@ class AsyncRequest:
         stream: bool,
     ) -> None:
         self.request_id = request_id
-        self.sampling_params = sampling_params
+        self.params = params
         self.priority = priority
         self.cache_salt = cache_salt
         self.capture = capture

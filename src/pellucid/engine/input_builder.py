@@ -79,7 +79,7 @@ class InputBuilder:
             positions += range(begin, end)
             kv_lens.append(end)
             cu_seqlens.append(len(input_ids))
-            if end >= len(sequence.token_ids):
+            if end >= len(sequence.token_ids) and sequence.group.pooling_params is None:
                 num_drafts = len(sequence.draft_token_ids)
                 siblings = 1 if sequence.group.is_forked else len(sequence.group.sequences)
                 logits_rows += [len(input_ids) - 1 - num_drafts] * siblings

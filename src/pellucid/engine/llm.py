@@ -32,15 +32,17 @@ from pellucid.core.config import (
 )
 from pellucid.core.errors import BackendError, InvalidRequestError
 from pellucid.core.metrics import EngineMetrics
-from pellucid.core.outputs import RequestOutput, TokenOutput
+from pellucid.core.outputs import EmbeddingOutput, RequestOutput, TokenOutput
+from pellucid.core.pooling_params import Pooling, PoolingParams
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
 from pellucid.engine.interrupts import DeferInterrupt
 from pellucid.engine.loading import load_engine
 from pellucid.engine.offline import GenerateStream, OfflineRun, paired
 from pellucid.engine.output_processor import StepOutput
+from pellucid.engine.pooling import embedding_output
 from pellucid.engine.progress import GenerateProgress
-from pellucid.engine.request_intake import Message, Prompt, PromptLike, is_conversation
+from pellucid.engine.request_intake import Message, Prompt, PromptLike, RequestParams, is_conversation
 from pellucid.engine.step_guard import guard_steps
 
 if TYPE_CHECKING:
@@ -172,7 +174,7 @@ class LLM:
             BackendError: computing one of them failed; the others were aborted.
         """
         prompt_list = [prompts] if _is_one_prompt(prompts) else list(prompts)
-        return self._run_all(prompt_list, sampling_params, progress, capture)  # type: ignore[arg-type]
+        return self._generate_all(prompt_list, sampling_params, progress, capture)  # type: ignore[arg-type]
 
     def generate_iter(
         self,
@@ -241,7 +243,38 @@ class LLM:
         """
         conversations = [messages] if is_conversation(messages) else list(messages)
         prompts: list[PromptLike] = [self.tokenizer.apply_chat_template(conversation) for conversation in conversations]  # type: ignore[arg-type]
-        return self._run_all(prompts, sampling_params, progress, capture)
+        return self._generate_all(prompts, sampling_params, progress, capture)
+
+    def embed(
+        self,
+        prompts: PromptLike | ListLike[PromptLike],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        progress: bool = False,
+    ) -> list[EmbeddingOutput]:
+        """One vector for each prompt: its hidden states after the final norm, pooled. Nothing is generated.
+
+        A mean reads every token, so the prefix cache spares it no work; the last token alone it does.
+
+        Args:
+            prompts: text, or a list of token ids, or a list of these.
+            pooling: "mean" of all tokens, or the "last" one.
+            normalize: scale to length 1, so that a dot product is the cosine.
+            progress: show a progress bar on standard error.
+
+        Returns:
+            One output a prompt, in order.
+
+        Raises:
+            InvalidRequestError: a prompt or a parameter is not valid; nothing was computed.
+            ContextLengthError: a prompt does not fit in the context; nothing was computed.
+            BackendError: computing one of them failed; the others were aborted.
+            EngineClosedError: the LLM was closed meanwhile.
+        """
+        prompt_list: list[PromptLike] = [prompts] if _is_one_prompt(prompts) else list(prompts)  # type: ignore[list-item, arg-type]
+        params = [PoolingParams(pooling, normalize)] * len(prompt_list)
+        return [embedding_output(reply) for reply in self._run_all(prompt_list, params, progress)]
 
     def stream(
         self,
@@ -266,7 +299,7 @@ class LLM:
         """
         params = sampling_params or SamplingParams()
         self._engine.intake.check_params(params, capture)
-        prepared = self._engine.intake.with_grammar(self._engine.intake.prepare(prompt), params)
+        prepared = self._engine.intake.with_grammar(self._engine.intake.prepare(prompt, params), params)
         inbox: Inbox = deque()
         with self._exclusive():
             request_id = self._add(prepared, params, inbox, stream=True, capture=capture)
@@ -368,7 +401,7 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _run_all(
+    def _generate_all(
         self,
         prompts: list[PromptLike],
         sampling_params: SamplingParams | ListLike[SamplingParams] | None,
@@ -380,7 +413,20 @@ class LLM:
             self._engine.intake.check_params(distinct, capture)
             if distinct.structured_outputs is not None:
                 self._engine.intake.grammars.compile(distinct.structured_outputs)
-        prepared = [self._prepare(prompt, index, len(prompts)) for index, prompt in enumerate(prompts)]
+        return self._run_all(prompts, params, progress, capture)
+
+    def _run_all(
+        self,
+        prompts: list[PromptLike],
+        params: ListLike[RequestParams],
+        progress: bool,
+        capture: CaptureParams | None = None,
+    ) -> list[RequestOutput]:
+        """One reply a prompt, of `params` that were checked."""
+        prepared = [
+            self._prepare(prompt, each, index, len(prompts))
+            for index, (prompt, each) in enumerate(zip(prompts, params, strict=True))
+        ]
         replies: list[RequestOutput | None] = [None] * len(prompts)
         with (
             GenerateProgress(len(prompts), progress) as bar,
@@ -409,9 +455,9 @@ class LLM:
                 self._abort(self._dropped.popleft())
             yield
 
-    def _prepare(self, prompt: PromptLike, index: int, count: int) -> Prompt:
+    def _prepare(self, prompt: PromptLike, params: RequestParams, index: int, count: int) -> Prompt:
         try:
-            return self._engine.intake.prepare(prompt)
+            return self._engine.intake.prepare(prompt, params)
         except InvalidRequestError as error:
             if count == 1:
                 raise
@@ -420,14 +466,14 @@ class LLM:
     def _add(
         self,
         prompt: PromptLike | Prompt,
-        sampling_params: SamplingParams,
+        params: RequestParams,
         inbox: Inbox,
         *,
         stream: bool = False,
         capture: CaptureParams | None = None,
     ) -> str:
         request_id = f"request-{self._num_requests}"
-        self._engine.add_request(request_id, prompt, sampling_params, stream=stream, capture=capture)
+        self._engine.add_request(request_id, prompt, params, stream=stream, capture=capture)
         self._num_requests += 1
         self._inboxes[request_id] = (inbox, stream)
         return request_id

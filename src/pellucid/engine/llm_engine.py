@@ -19,19 +19,21 @@ from pellucid.core.errors import (
 from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.core.metrics import EngineCounters, EngineMetrics, StepTimes
 from pellucid.core.outputs import RequestOutput
+from pellucid.core.pooling_params import PoolingParams
 from pellucid.core.processors import usable_processors
-from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import SequenceGroup
 from pellucid.core.trace import RequestAdded, RequestFinished, SequencePreempted, StepDone, TraceSink
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.constraints import ConstraintBook
 from pellucid.engine.custom_processors import ProcessorBook
+from pellucid.engine.hidden_states import HiddenStates
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.lone_sequences import LoneSequences
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output_processor import OutputProcessor, StepOutput
-from pellucid.engine.request_intake import Prompt, RequestIntake
+from pellucid.engine.pooling import PoolingBook
+from pellucid.engine.request_intake import Prompt, RequestIntake, RequestParams
 from pellucid.engine.scheduler import MAX_DRAFT_TOKENS_OF_STEP, Plan, Scheduler
 from pellucid.engine.search.book import SearchBook
 from pellucid.engine.speculative.drafter import Drafter
@@ -114,12 +116,16 @@ class LLMEngine:
         self.scheduler = Scheduler(config, cache)
         self._captures = CaptureBook(self._backend.spec, self._capture_memory)
         self._layer_contrast = LayerContrast(self._backend)
-        self._searches = SearchBook(self.scheduler, self._backend.spec)
+        hidden_states = HiddenStates(self._backend.spec)
+        self._searches = SearchBook(self.scheduler, hidden_states)
+        self._pooling = PoolingBook(hidden_states, self._backend.spec.hidden_size)
         self._constraints = ConstraintBook(
             self._tokenizer, self._backend.spec.vocab_size, num_mask_threads=usable_processors() - self._backend.threads
         )
         self._processors = ProcessorBook()
-        self._output_processor = OutputProcessor(self._tokenizer, self.scheduler, self._captures, self._searches)
+        self._output_processor = OutputProcessor(
+            self._tokenizer, self.scheduler, self._captures, self._searches, self._pooling
+        )
         model_runner = ModelRunner(
             self._backend,
             InputBuilder(
@@ -134,7 +140,7 @@ class LLMEngine:
             self._constraints,
             self._processors,
             self._searches.guidance,
-            self._searches.hidden_states,
+            hidden_states,
             self._times,
             self._clock,
         )
@@ -165,7 +171,7 @@ class LLMEngine:
         self,
         request_id: str,
         prompt: str | list[int] | Prompt,
-        sampling_params: SamplingParams,
+        params: RequestParams,
         *,
         priority: int = 0,
         cache_salt: str = "",
@@ -178,6 +184,8 @@ class LLMEngine:
         Args:
             request_id: not in use by another unfinished request.
             prompt: text, token ids, or what `prepare` made of them.
+            params: how to continue the prompt; or, with PoolingParams, how to pool it and generate nothing. Such a
+                reply is never streamed, captures nothing and has the `embedding`.
             priority: lower runs first, within -2^31 .. 2^31 - 1.
             cache_salt: prefix-cache entries are shared only between requests of the same salt.
             stream: report each token as it comes.
@@ -194,15 +202,22 @@ class LLMEngine:
         if request_id in self._groups:
             raise InvalidRequestError(f"request_id {request_id!r} is in use", param="request_id")
         intake = self.intake
-        intake.check_params(sampling_params, capture, stream=stream)
+        if isinstance(params, PoolingParams):
+            if stream or capture is not None:
+                raise InvalidRequestError(
+                    "a prompt that is pooled gives no stream and captures nothing",
+                    param="stream" if stream else "capture",
+                )
+        else:
+            intake.check_params(params, capture, stream=stream)
         intake.check_options(priority, cache_salt)
         if not isinstance(prompt, Prompt):
-            prompt = intake.prepare(prompt, sampling_params.negative_prompt)
-        prompt = intake.with_grammar(prompt, sampling_params)
+            prompt = intake.prepare(prompt, params)
+        prompt = intake.with_grammar(prompt, params)
         group, search = intake.make_group(
             request_id,
             prompt,
-            sampling_params,
+            params,
             priority=priority,
             cache_salt=cache_salt,
             stream=stream,
@@ -232,8 +247,10 @@ class LLMEngine:
         self._groups[request_id] = group
         if search is not None:
             self._searches.open(group, search)
-        if sampling_params.dola_layers is not None:
+        if group.sampling_params.dola_layers is not None:
             self._layer_contrast.open(group)
+        if group.pooling_params is not None:
+            self._pooling.open(group)
         if self.trace is not None:
             self.trace.emit(RequestAdded(request_id, len(prompt.token_ids), group.arrival_time))
 
@@ -342,6 +359,7 @@ class LLMEngine:
         self._layer_contrast.close(group)
         self._constraints.close(group)
         self._processors.close(group)
+        self._pooling.close(group)
         if self._speculation is not None:
             self._speculation.forget(group)
         self._count_reply(reply)

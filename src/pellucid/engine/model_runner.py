@@ -18,10 +18,10 @@ from pellucid.engine.capture import CaptureBook
 from pellucid.engine.constraints import ConstraintBook, Row, nothing_left, one_each
 from pellucid.engine.custom_processors import ProcessorBook
 from pellucid.engine.guidance import Guidance
+from pellucid.engine.hidden_states import HiddenStates
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
 from pellucid.engine.scheduler import Plan
-from pellucid.engine.search.hidden_states import HiddenStates
 from pellucid.engine.speculative.verdicts import DraftOdds
 
 _GIVEN = sampling_record(SamplingParams(temperature=0), seed=0, num_prompt_tokens=0)

@@ -14,12 +14,12 @@ from pellucid.core.errors import CapacityError, InvalidRequestError, PellucidErr
 from pellucid.core.outputs import CompletionOutput, RequestOutput, TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.progress import GenerateProgress
-from pellucid.engine.request_intake import Prompt
+from pellucid.engine.request_intake import Prompt, RequestParams
 
 if TYPE_CHECKING:
     from pellucid.engine.llm import LLM
 
-Request: TypeAlias = tuple[str | list[int] | Prompt, SamplingParams]
+Request: TypeAlias = tuple[str | list[int] | Prompt, RequestParams]
 
 IN_FLIGHT = 2
 """Requests given to the engine, in multiples of the sequences that run at once: as many wait as run."""
@@ -49,7 +49,7 @@ class OfflineRun:
         self._capture = capture
         self._inbox: deque[TokenOutput | RequestOutput] = deque()
         self._refused: deque[tuple[int, RequestOutput]] = deque()
-        self._postponed: tuple[int, Prompt, SamplingParams] | None = None
+        self._postponed: tuple[int, Prompt, RequestParams] | None = None
         self._postponed_beside = 0  # how many others there were
         self._numbers: dict[str, int] = {}
         self._max_in_flight = IN_FLIGHT * llm.config.scheduler.max_num_seqs
@@ -125,7 +125,7 @@ class OfflineRun:
             if self.num_taken >= self.take_below:
                 return
             try:
-                prompt, sampling_params = next(self._requests)  # foreign code: not under the engine's lock
+                prompt, params = next(self._requests)  # foreign code: not under the engine's lock
             except StopIteration:
                 self._exhausted = True
                 return
@@ -133,32 +133,29 @@ class OfflineRun:
             self.num_taken += 1
             try:
                 engine = self._llm._engine
-                engine.intake.check_params(sampling_params, self._capture)
-                prepared = (
-                    prompt
-                    if isinstance(prompt, Prompt)
-                    else engine.intake.prepare(prompt, sampling_params.negative_prompt)
-                )
-                prepared = engine.intake.with_grammar(prepared, sampling_params)
+                if not isinstance(prompt, Prompt):  # else it was checked, and `params` too
+                    engine.intake.check_params(params, self._capture)
+                    prompt = engine.intake.prepare(prompt, params)
+                prepared = engine.intake.with_grammar(prompt, params)
             except (InvalidRequestError, QueueFullError) as error:
-                self._refused.append((number, _refused(number, prompt, sampling_params, error)))
+                self._refused.append((number, _refused(number, prompt, params, error)))
                 return
-            self._add(number, prepared, sampling_params)
+            self._add(number, prepared, params)
 
-    def _add(self, number: int, prompt: Prompt, sampling_params: SamplingParams) -> None:
+    def _add(self, number: int, prompt: Prompt, params: RequestParams) -> None:
         """Give a request to the engine, or postpone it while others hold the memory that its captures need."""
         self._postponed = None
         try:
             with self._llm._exclusive():
-                request_id = self._llm._add(prompt, sampling_params, self._inbox, capture=self._capture)
+                request_id = self._llm._add(prompt, params, self._inbox, capture=self._capture)
         except CapacityError as error:
             if self._numbers:
-                self._postponed = (number, prompt, sampling_params)
+                self._postponed = (number, prompt, params)
                 self._postponed_beside = len(self._numbers)
             else:
-                self._refused.append((number, _refused(number, prompt.text, sampling_params, error)))
+                self._refused.append((number, _refused(number, prompt.text, params, error)))
         except InvalidRequestError as error:  # a capture of tokens that this request does not compute
-            self._refused.append((number, _refused(number, prompt.text, sampling_params, error)))
+            self._refused.append((number, _refused(number, prompt.text, params, error)))
         else:
             self._numbers[request_id] = number
 
@@ -242,8 +239,8 @@ def paired(
         yield prompt, params
 
 
-def _refused(number: int, prompt: object, sampling_params: object, error: PellucidError) -> RequestOutput:
-    n = sampling_params.n if isinstance(sampling_params, SamplingParams) else 1
+def _refused(number: int, prompt: object, params: object, error: PellucidError) -> RequestOutput:
+    n = params.n if isinstance(params, SamplingParams) else 1
     return RequestOutput(
         request_id=f"refused-{number}",
         prompt=prompt if isinstance(prompt, str) else None,

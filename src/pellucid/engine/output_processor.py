@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pellucid.core.batch import SampledTokens
-from pellucid.core.errors import CapacityError, PellucidError
+from pellucid.core.errors import BackendError, CapacityError, PellucidError
 from pellucid.core.outputs import Logprob, RequestOutput, TokenOutput
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.capture import CaptureBook
 from pellucid.engine.logprobs import token_logprobs
 from pellucid.engine.model_runner import StepResult
+from pellucid.engine.pooling import PoolingBook
 from pellucid.engine.replies import completion_output, echoed_logprobs, request_output, returned_sequences
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.search.base import SampledRow
@@ -41,11 +42,19 @@ class OutputProcessor:
     """Carries the text of the sequences that are streamed or have stop strings, ends those whose stop string came, and
     writes the replies."""
 
-    def __init__(self, tokenizer: Tokenizer, scheduler: Scheduler, captures: CaptureBook, searches: SearchBook) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        captures: CaptureBook,
+        searches: SearchBook,
+        pooling: PoolingBook,
+    ) -> None:
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._captures = captures
         self._searches = searches
+        self._pooling = pooling
         self._texts: dict[Sequence, SequenceText] = {}
 
     def process_prompts(self, result: StepResult) -> None:
@@ -121,6 +130,19 @@ class OutputProcessor:
             self._searches.close(group)
             self._end(group, output.tokens[-1] if group.stream else None, output)
 
+    def finish_pooled(self, sequences: list[Sequence], output: StepOutput) -> None:
+        """End requests that generate nothing, whose last token is computed; add their terminal replies."""
+        for sequence in sequences:
+            group = sequence.group
+            try:
+                embedding = self._pooling.embedding(group)
+            except BackendError as error:
+                self._scheduler.finish(sequence, "error", error=error)
+                self._end(group, None, output)
+            else:
+                self._scheduler.finish(sequence, "stop")
+                self._end(group, None, output).embedding = embedding
+
     def finish_early(self, group: SequenceGroup, sequences: list[Sequence], output: StepOutput) -> None:
         """Add the terminal reply of a group whose last `sequences` ended without a token: refused, failed, aborted; or
         whose search is over."""
@@ -185,12 +207,13 @@ class OutputProcessor:
                     output.tokens.append(token)
         self._end(group, token, output)
 
-    def _end(self, group: SequenceGroup, last: TokenOutput | None, output: StepOutput) -> None:
-        """Add the terminal reply of a group, and give it to the `last` token that is streamed of it."""
+    def _end(self, group: SequenceGroup, last: TokenOutput | None, output: StepOutput) -> RequestOutput:
+        """Add the terminal reply of a group, and give it to the `last` token that is streamed of it; the reply."""
         reply = self._reply(group)
         output.finished.append(reply)
         if last is not None:
             last.request_output = reply
+        return reply
 
     def _stream_prompt(self, sequence: Sequence, output: StepOutput) -> None:
         """The tokens of the prompt, before the first one chosen for `sequence`."""

@@ -13,6 +13,7 @@ import numpy as np
 from pellucid.core.capture import CaptureParams
 from pellucid.core.config import SchedulerConfig
 from pellucid.core.errors import ContextLengthError, InvalidRequestError
+from pellucid.core.pooling_params import PoolingParams
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import SequenceGroup
 from pellucid.core.validation import check_integer, shown
@@ -29,8 +30,11 @@ from pellucid.tokenizer.tokenizer import Tokenizer
 
 Message: TypeAlias = dict[str, Any]
 PromptLike: TypeAlias = str | list[int]
+RequestParams: TypeAlias = SamplingParams | PoolingParams
 
 MAX_SALT_CHARACTERS = 1024
+
+_NOTHING_SAMPLED = SamplingParams(temperature=0, seed=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +77,17 @@ class RequestIntake:
         self._eos_token_ids = frozenset(tokenizer.eos_token_ids)
         self._breakers = SequenceBreakers(tokenizer, spec.vocab_size)
 
-    def prepare(
-        self, prompt: PromptLike | ListLike[Message], negative_prompt: str | Iterable[int] | None = None
-    ) -> Prompt:
-        """Turn a prompt (text, token ids, or messages with `role` and `content`) into token ids and check them, and a
-        negative prompt (text or token ids) if there is one; from any thread.
+    def prepare(self, prompt: PromptLike | ListLike[Message], params: RequestParams | None = None) -> Prompt:
+        """Turn a prompt (text, token ids, or messages with `role` and `content`) into token ids and check them, and the
+        negative prompt of `params` if there is one; from any thread.
 
         Raises:
             InvalidRequestError: it is empty, of the wrong type, or has a token id out of the vocabulary; the model has
                 no chat template, or it refuses the messages.
-            ContextLengthError: it leaves no room for a token.
+            ContextLengthError: it leaves no room for a token, or does not fit where none is to come.
         """
-        if negative_prompt is not None:
-            return replace(self.prepare(prompt), negative_token_ids=self._negative_token_ids(negative_prompt))
+        if isinstance(params, SamplingParams) and params.negative_prompt is not None:
+            return replace(self.prepare(prompt), negative_token_ids=self._negative_token_ids(params.negative_prompt))
         if isinstance(prompt, str):
             if not prompt:
                 raise InvalidRequestError("the prompt is empty: give at least one character", param="prompt")
@@ -97,30 +99,32 @@ class RequestIntake:
         num_tokens = len(checked.token_ids)
         if num_tokens == 0:
             raise InvalidRequestError("the prompt is empty: give at least one token", param="prompt")
-        if num_tokens >= self._max_model_len:
+        is_continued = not isinstance(params, PoolingParams)
+        if num_tokens + is_continued > self._max_model_len:
+            more = " and needs room for one more" if is_continued else ""
             raise ContextLengthError(
-                f"the prompt has {num_tokens} tokens and needs room for one more, "
+                f"the prompt has {num_tokens} tokens{more}, "
                 f"but the context holds {self._max_model_len} tokens (max_model_len)",
                 param="prompt",
             )
         return checked
 
-    def with_grammar(self, prompt: Prompt, sampling_params: SamplingParams) -> Prompt:
-        """`prompt` with the grammar that its answer follows, if `sampling_params` ask for one; waits while it is
+    def with_grammar(self, prompt: Prompt, params: RequestParams) -> Prompt:
+        """`prompt` with the grammar that its answer follows, if `params` ask for one; waits while it is
         compiled. From any thread.
 
         Raises:
             InvalidRequestError: it is malformed, cannot be fulfilled or is too large.
             QueueFullError: too many grammars are being compiled.
         """
-        if sampling_params.structured_outputs is None or prompt.grammar is not None:
+        if isinstance(params, PoolingParams) or params.structured_outputs is None or prompt.grammar is not None:
             return prompt
-        return replace(prompt, grammar=self.grammars.compile(sampling_params.structured_outputs))
+        return replace(prompt, grammar=self.grammars.compile(params.structured_outputs))
 
     def check_params(
-        self, sampling_params: SamplingParams, capture: CaptureParams | None = None, *, stream: bool = False
+        self, sampling_params: RequestParams, capture: CaptureParams | None = None, *, stream: bool = False
     ) -> None:
-        """Check what only the engine and the model can tell of a request's parameters.
+        """Check what only the engine and the model can tell of the parameters of a request that generates.
 
         Raises:
             InvalidRequestError: more continuations or beams than run at once, a token id out of the vocabulary, a
@@ -175,7 +179,7 @@ class RequestIntake:
         self,
         request_id: str,
         prompt: Prompt,
-        sampling_params: SamplingParams,
+        params: RequestParams,
         *,
         priority: int,
         cache_salt: str,
@@ -184,12 +188,15 @@ class RequestIntake:
         arrival_time: float,
         cache: CacheManager,
     ) -> tuple[SequenceGroup, GroupSearch | TokenSearch | None]:
-        """The request as the engine carries it, and the search that decides on its tokens; None for sampling.
+        """The request as the engine carries it, and the search that decides on its tokens; None for sampling, and
+        where none is to be chosen.
 
         Raises:
             InvalidRequestError: something is wrong with a negative prompt that was not prepared.
             CapacityError: what it searches with may take more KV blocks than `cache` has.
         """
+        pooling_params = params if isinstance(params, PoolingParams) else None
+        sampling_params = params if isinstance(params, SamplingParams) else _NOTHING_SAMPLED
         if prompt.negative_token_ids is None and sampling_params.negative_prompt is not None:
             prompt = replace(prompt, negative_token_ids=self._negative_token_ids(sampling_params.negative_prompt))
         search = search_of(
@@ -213,6 +220,7 @@ class RequestIntake:
             cache_salt=cache_salt.encode("utf-8", "surrogatepass"),
             stream=stream,
             num_lockstep=None if search is None else search.num_sequences,
+            pooling_params=pooling_params,
         )
         if sampling_params.dry_multiplier:
             group.dry_breakers = self._breakers.token_ids(sampling_params.dry_sequence_breakers)  # type: ignore[arg-type]

@@ -42,9 +42,11 @@ class Plan:
     Attributes:
         sequences: who computes; each its next `num_scheduled_tokens` tokens.
         num_tokens: how many tokens that makes.
-        samples: whose next token is chosen: those of `sequences` that this step computes to the end, in that order.
+        samples: whose next token is chosen: those of `sequences` that this step computes to the end, in that order,
+            but for `pooled`.
             The first sequence of a group that is yet to fork stands there with all its siblings.
         drafted: those of `samples` of which draft tokens are computed too.
+        pooled: those of `sequences` that this step computes to the end and that generate nothing.
         copies: (source, destination) KV blocks to copy first, in order.
         admitted: whose group is computed for the first time.
         preempted: who had to give way since the last step.
@@ -56,6 +58,7 @@ class Plan:
     sequences: list[Sequence] = field(default_factory=list)
     samples: list[Sequence] = field(default_factory=list)
     drafted: list[Sequence] = field(default_factory=list)
+    pooled: list[Sequence] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
@@ -158,6 +161,8 @@ class Scheduler:
             if num_new == num_remaining:
                 if sequence.group.is_forked:
                     samples.append(sequence)
+                elif sequence.group.pooling_params is not None:
+                    plan.pooled.append(sequence)
                 else:
                     samples.extend(sequence.group.sequences)
         plan.num_tokens = self.config.max_num_batched_tokens - budget

@@ -75,6 +75,8 @@ class StepRunner:
         if self._speculation is not None:
             self._speculation.learn(plan, token_ids)
             self._scheduler.drop_drafts(plan)
+        if plan.pooled:
+            self._output_processor.finish_pooled(plan.pooled, output)
         if searched is not None:
             self._search_on(searched, output)
 
@@ -128,6 +130,7 @@ class StepRunner:
         left = Plan(
             [sequence for sequence in plan.sequences if sequence.group not in failures],
             [plan.samples[row] for row in rows],
+            pooled=plan.pooled,
             searches=[group for group in plan.searches if group not in failures],
             num_tokens=plan.num_tokens,
         )
@@ -164,5 +167,6 @@ def _parts(plan: Plan) -> list[Plan]:
         part.samples += [
             sample for sample in plan.samples if sample is sequence or (sample.group is group and not group.is_forked)
         ]
+        part.pooled += [pooled for pooled in plan.pooled if pooled is sequence]
         part.searches = [search for search in plan.searches if search is group]
     return list(parts.values())

@@ -11,7 +11,7 @@ import pytest
 
 from pellucid.backends.base import Backend
 from pellucid.core.sampling_params import SamplingParams
-from pellucid.engine.search.hidden_states import HiddenStates
+from pellucid.engine.hidden_states import HiddenStates
 from tests.support.drafters import ScriptedDrafter
 from tests.support.engines import make_engine
 from tests.support.fake_backend import VOCAB_SIZE
@@ -108,7 +108,7 @@ def hidden_states_of_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prefix_cache_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = mutant(HiddenStates.open, "group.max_cached_tokens = 0", "pass")
+    opened = mutant(HiddenStates.open, "group.max_cached_tokens = reader.num_known", "pass")
     monkeypatch.setattr(HiddenStates, "open", opened)
 
 

@@ -19,8 +19,8 @@ from pellucid.core.capture import CaptureParams
 from pellucid.core.errors import CapacityError, ContextLengthError, EngineError, InvalidRequestError, QueueFullError
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.structured_outputs import StructuredOutputsParams
+from pellucid.engine.hidden_states import HiddenStates
 from pellucid.engine.search.book import SearchBook
-from pellucid.engine.search.hidden_states import HiddenStates
 from tests.support.engines import load_fake_backend, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import ALPHABET

@@ -11,12 +11,11 @@ from pellucid.core.errors import PellucidError
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
 from pellucid.engine.constraints import nothing_left
 from pellucid.engine.guidance import Guidance
+from pellucid.engine.hidden_states import HiddenStates
 from pellucid.engine.scheduler import Plan, Scheduler, ending_of
 from pellucid.engine.search.base import GroupSearch, Hypothesis, SampledRow, TokenSearch
 from pellucid.engine.search.contrastive import ContrastiveSearch
 from pellucid.engine.search.guided import GuidedSearch
-from pellucid.engine.search.hidden_states import HiddenStates
-from pellucid.models.spec import ModelSpec
 
 
 @dataclass(slots=True)
@@ -38,12 +37,12 @@ class SearchBook:
     """What the searches of lockstep groups are given in a step, and what they make of it.
 
     Attributes:
-        guidance, hidden_states: what of a step guided and contrastive searches need besides its rows.
+        guidance: what of a step guided searches need besides its rows.
     """
 
-    def __init__(self, scheduler: Scheduler, spec: ModelSpec) -> None:
+    def __init__(self, scheduler: Scheduler, hidden_states: HiddenStates) -> None:
         self.guidance = Guidance()
-        self.hidden_states = HiddenStates(spec)
+        self._hidden_states = hidden_states
         self._scheduler = scheduler
         self._entries: dict[SequenceGroup, _Entry] = {}
 
@@ -55,7 +54,7 @@ class SearchBook:
         record["processed_logprobs"] = search.processed_logprobs
         group.sampling_record = record.tobytes()
         if isinstance(search, ContrastiveSearch):
-            self.hidden_states.open(group, search)
+            self._hidden_states.open(group, search)
         if isinstance(search, GuidedSearch):
             self.guidance.open(group)
         if isinstance(search, TokenSearch):
@@ -67,7 +66,7 @@ class SearchBook:
     def close(self, group: SequenceGroup) -> None:
         """A request ended: `group.sequences` are its answers from here on, and hold nothing."""
         entry = self._entries.pop(group)
-        self.hidden_states.close(group)
+        self._hidden_states.close(group)
         self.guidance.close(group)
         first = group.sequences[0]
         if entry.answer is not None:

@@ -1,0 +1,115 @@
+"""Requests that generate nothing: the hidden states of a prompt become one vector."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.core.errors import BackendError, EngineClosedError
+from pellucid.core.outputs import EmbeddingOutput, RequestOutput
+from pellucid.core.pooling_params import Pooling
+from pellucid.core.sequence import Sequence, SequenceGroup
+from pellucid.engine.hidden_states import HiddenStates
+
+
+class Pooler(ABC):
+    """Makes one vector of the hidden states of a prompt, with the same bits however they come in.
+
+    Attributes:
+        num_known: how many tokens were taken in or are not needed, from the first on.
+    """
+
+    num_known: int
+
+    @abstractmethod
+    def observe(self, sequence: Sequence, hidden: NDArray[np.float32]) -> None:
+        """As in HiddenStateReader."""
+
+    @abstractmethod
+    def pooled(self) -> NDArray[np.float64]:
+        """float64 [hidden_size], once every token was taken in."""
+
+
+class MeanPooler(Pooler):
+    """The mean over all tokens: added up one token after another, so that chunks leave no trace in the bits."""
+
+    def __init__(self, num_tokens: int, hidden_size: int) -> None:
+        self.num_known = 0
+        self._sum = np.zeros(hidden_size, np.float64)
+
+    def observe(self, sequence: Sequence, hidden: NDArray[np.float32]) -> None:
+        for row in hidden:
+            self._sum += row
+        self.num_known += len(hidden)
+
+    def pooled(self) -> NDArray[np.float64]:
+        return self._sum / self.num_known
+
+
+class LastPooler(Pooler):
+    """The last token."""
+
+    def __init__(self, num_tokens: int, hidden_size: int) -> None:
+        self.num_known = num_tokens - 1
+        self._last = np.empty(hidden_size, np.float64)
+
+    def observe(self, sequence: Sequence, hidden: NDArray[np.float32]) -> None:
+        self._last[:] = hidden[-1]
+        self.num_known += len(hidden)
+
+    def pooled(self) -> NDArray[np.float64]:
+        return self._last
+
+
+POOLERS: dict[Pooling, type[MeanPooler | LastPooler]] = {"mean": MeanPooler, "last": LastPooler}
+
+
+class PoolingBook:
+    """The poolers of unfinished requests. False while there are none."""
+
+    def __init__(self, hidden_states: HiddenStates, hidden_size: int) -> None:
+        self._hidden_states = hidden_states
+        self._hidden_size = hidden_size
+        self._poolers: dict[SequenceGroup, Pooler] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._poolers)
+
+    def open(self, group: SequenceGroup) -> None:
+        """Begin with a request that has `pooling_params` and was not scheduled yet."""
+        assert group.pooling_params is not None
+        pooler = POOLERS[group.pooling_params.pooling](len(group.prompt_token_ids), self._hidden_size)
+        self._poolers[group] = pooler
+        self._hidden_states.open(group, pooler)
+
+    def embedding(self, group: SequenceGroup) -> NDArray[np.float32]:
+        """float32 [hidden_size], of a request all of whose tokens were computed.
+
+        Raises:
+            BackendError: the model gave hidden states that are not finite.
+        """
+        assert group.pooling_params is not None
+        vector = self._poolers[group].pooled()
+        if not np.isfinite(vector).all():
+            raise BackendError("the model gave hidden states that are not finite")
+        if group.pooling_params.normalize:
+            vector = vector / (np.sqrt(np.square(vector).sum()) or 1.0)
+        return vector.astype(np.float32)
+
+    def close(self, group: SequenceGroup) -> None:
+        """A request ended. No effect on one that was not opened."""
+        if self._poolers.pop(group, None) is not None:
+            self._hidden_states.close(group)
+
+
+def embedding_output(reply: RequestOutput) -> EmbeddingOutput:
+    """What the caller of a pooled request gets.
+
+    Raises:
+        EngineClosedError: it was aborted.
+    """
+    if reply.embedding is None:
+        raise EngineClosedError("the request was aborted before its embedding was there")
+    return EmbeddingOutput(reply.embedding, reply.prompt, reply.prompt_token_ids, reply.metrics)
