@@ -134,6 +134,16 @@ def test_the_page_says_the_state_and_how_to_go_on(state: str) -> None:
     for route in ("/v1/models", "/v1/chat/completions", "/metrics"):
         assert route in text
     assert "/page.js" not in text
+    assert "YOUR_KEY" not in text
+
+
+def test_the_example_has_a_key_where_one_is_asked_for() -> None:
+    app = create_app(serving_in("ready", api_keys=["sesame"]))
+    assert ask(app, "GET", "/").status == 401
+    text = ask(app, "GET", "/", authorization="Bearer sesame").body.decode()
+    assert "-H &#x27;Authorization" not in text
+    assert "  -H 'Authorization: Bearer YOUR_KEY' \\\n" in text
+    assert "sesame" not in text
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_holds_to_its_policy() -> None:

@@ -21,14 +21,18 @@ function show(state, detail) {
   element("dot").className = `dot ${state}`;
 }
 
+const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
+
 function showProgress(progress) {
   const bar = element("progress");
   bar.hidden = progress === undefined;
   if (progress !== undefined && progress.total > 0) {
     bar.max = progress.total;
     bar.value = progress.done;
+    element("amount").textContent = `${megabytes(progress.done)} of ${megabytes(progress.total)} MB`;
   } else {
     bar.removeAttribute("value");
+    element("amount").textContent = "";
   }
 }
 

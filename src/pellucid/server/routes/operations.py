@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -92,24 +93,22 @@ async def page(request: Request) -> Response:
         "url": str(request.base_url).rstrip("/"),
     }
     shown = {name: html.escape(value) for name, value in values.items()}
+    shown["key"] = "\n  -H 'Authorization: Bearer YOUR_KEY' \\" if serving.settings.api_keys else ""
     shown["routes"] = "".join(_rows(request))
     return Response(_TEMPLATE.substitute(shown), headers=FRESH, media_type="text/html")
 
 
 def _rows(request: Request) -> list[str]:
-    routes = [route for route in request.app.routes if isinstance(route, Route) and not _is_asset(route.path)]
+    """Of the table of routes: the API first, then what is for operators."""
     rows = []
-    for route in routes:
+    routes = [route for route in request.app.routes if isinstance(route, Route) and route.path not in _PAGE_PATHS]
+    for route in sorted(routes, key=lambda route: (not route.path.startswith("/v1/"), route.path)):
         methods = " ".join(sorted((route.methods or set()) - {"HEAD"}))
-        path = html.escape(route.path)
+        path = html.escape(re.sub(r":[a-z]+}", "}", route.path))
         is_link = "GET" in methods and "{" not in path
         shown = f'<a href="{path}">{path}</a>' if is_link else path
         rows.append(f"<tr><td>{methods}</td><td>{shown}</td></tr>")
     return rows
-
-
-def _is_asset(path: str) -> bool:
-    return path.startswith("/page.")
 
 
 async def script(request: Request) -> Response:
@@ -122,6 +121,7 @@ async def style(request: Request) -> Response:
     return Response(_STYLE, headers=FRESH, media_type="text/css")
 
 
+_PAGE_PATHS = ("/", "/page.js", "/page.css")
 _TEMPLATE = Template((PAGE / "page.html").read_text(encoding="utf-8"))
 _SCRIPT = (PAGE / "page.js").read_bytes()
 _STYLE = (PAGE / "page.css").read_bytes()
