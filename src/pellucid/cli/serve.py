@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pellucid.server.options import Option
@@ -69,15 +69,19 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
 
 
 def _help(option: Option) -> str:
-    from pellucid.server.options import DEFAULTS
+    default = default_of(option)
+    return option.help if default is None else f"{option.help} (default: {default})"
+
+
+def default_of(option: Option) -> str | None:
+    """The default of an option, as one would write it; None where there is none to write, or its help tells it."""
+    from pellucid.server.options import DEFAULTS, NONE
 
     default = DEFAULTS.get(option.name)
-    if "(default" in option.help or "default:" in option.help or default is None or option.singular:
-        return option.help
-    return f"{option.help} (default: {_shown(option, default)})"
-
-
-def _shown(option: Option, default: Any) -> str:
+    if "default:" in option.help or option.singular or option.name not in DEFAULTS:
+        return None
+    if default is None:
+        return NONE
     if isinstance(default, bool):
         return "yes" if default else "no"
     if option.metavar == "SIZE":

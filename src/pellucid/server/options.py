@@ -121,13 +121,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "limits": (
         Option(
-            "max_waiting", "N", "most sequences that wait to be scheduled; more get status 429. none for no limit", int
+            "max_waiting", "N", "most sequences that wait to be scheduled; more get status 429 (none: no limit)", int
         ),
         Option(
             "max_queue_seconds", "SECONDS", "longest that a request may wait to be scheduled; then status 429", float
         ),
         Option(
-            "request_timeout", "SECONDS", "longest that an answer may take; then status 504. none for no limit", float
+            "request_timeout", "SECONDS", "longest that an answer may take; then status 504 (none: no limit)", float
         ),
         Option("max_output_tokens", "N", "most tokens that a request may ask for, over all its answers", int),
         Option("heartbeat_seconds", "SECONDS", "after so much silence a stream sends a comment", float),
