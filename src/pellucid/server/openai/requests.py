@@ -6,7 +6,6 @@ is as good as leaving a parameter out. (https://platform.openai.com/docs/api-ref
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
+from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, required, without_nulls
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.server.served_model import ServedModel
 
@@ -55,8 +55,6 @@ _NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
 """Parameters that are not supported, with the values that ask for nothing."""
 
 _COMMON = frozenset(("model", "return_token_ids", "stream", "stream_options", "priority", "cache_salt"))
-_LABELS = frozenset(("user", "safety_identifier", "prompt_cache_key"))
-"""Strings that name the caller; no answer depends on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
         ModelNotFoundError: it asks for another model.
         ModelFileError: the model's chat template is faulty.
     """
-    body = _without_nulls(body)
+    body = without_nulls(body)
     own = {"messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "chat_template_kwargs"}
     _check_names(body, own, _NEUTRAL_CHAT)
     logprobs = check_boolean("logprobs", body.get("logprobs", False))
@@ -121,7 +119,7 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
     params = _sampling_params(
         body, max_tokens=next(iter(limits.values()), None), logprobs=top_logprobs if logprobs else None
     )
-    prompt = model.tokenizer.apply_chat_template(_required(body, "messages"), **template_kwargs)
+    prompt = model.tokenizer.apply_chat_template(required(body, "messages"), **template_kwargs)
     return _request(body, model, [prompt], params, is_chat=True)
 
 
@@ -132,12 +130,12 @@ def parse_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationR
         InvalidRequestError: `param` names what cannot be served.
         ModelNotFoundError: it asks for another model.
     """
-    body = _without_nulls(body)
+    body = without_nulls(body)
     _check_names(body, {"prompt", "max_tokens", "logprobs", "echo"}, _NEUTRAL_COMPLETION)
     echo = check_boolean("echo", body.get("echo", False))
     max_tokens = check_integer("max_tokens", body.get("max_tokens", 16), 0 if echo else 1, INT32_MAX)
     params = _sampling_params(body, max_tokens=max(1, max_tokens), logprobs=body.get("logprobs"), echo=echo)
-    prompts = _prompts(_required(body, "prompt"))
+    prompts = _prompts(required(body, "prompt"))
     request = _request(body, model, prompts, params, is_chat=False, is_prompt_only=max_tokens == 0)
     if request.stream and request.is_prompt_only:
         raise InvalidRequestError("with max_tokens 0 nothing comes that could be streamed", param="stream")
@@ -153,17 +151,10 @@ def _request(
     is_chat: bool,
     is_prompt_only: bool = False,
 ) -> GenerationRequest:
-    name = body.get("model", model.names[0])
-    if not isinstance(name, str):
-        raise refusal("model", name, "a string")
-    model.check_name(name)
-    cache_salt = body.get("cache_salt", "")
-    if not isinstance(cache_salt, str):
-        raise refusal("cache_salt", cache_salt, "a string")
     stream = check_boolean("stream", body.get("stream", False))
     options = _stream_options(body, stream=stream)
     return GenerationRequest(
-        name,
+        model_name(body, model),
         prompts,
         _within_limit(params, len(prompts), model.max_output_tokens),
         is_chat,
@@ -172,8 +163,8 @@ def _request(
         stream,
         options["include_usage"],
         options["continuous_usage_stats"],
-        check_integer("priority", body.get("priority", 0), -INT32_MAX, INT32_MAX),
-        cache_salt,
+        priority(body),
+        cache_salt(body),
     )
 
 
@@ -222,33 +213,8 @@ ENDPOINTS: dict[str, Callable[[Mapping[str, Any], ServedModel], GenerationReques
 }
 
 
-def _without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if value is not None}
-
-
 def _check_names(body: Mapping[str, Any], own: set[str], neutral: Mapping[str, tuple[object, ...]]) -> None:
-    known = own | SAMPLING_FIELDS | RESPONSE_FORMAT_FIELDS | _LABELS | _COMMON
-    for name, value in body.items():
-        if name in _LABELS and not isinstance(value, str):
-            raise refusal(name, value, "a string")
-        if name in known:
-            continue
-        if name not in neutral:
-            close = difflib.get_close_matches(name, [*known, *neutral], n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            raise InvalidRequestError(f"{shown(name)} is not a parameter of this endpoint{hint}", param=name)
-        if not any(_equal(value, allowed) for allowed in neutral[name]):
-            raise InvalidRequestError(f"{name} is not supported: leave it out", param=name)
-
-
-def _equal(value: object, allowed: object) -> bool:
-    return isinstance(value, bool) == isinstance(allowed, bool) and value == allowed
-
-
-def _required(body: Mapping[str, Any], name: str) -> Any:
-    if name not in body:
-        raise InvalidRequestError(f"{name} is missing", param=name)
-    return body[name]
+    check_names(body, own | SAMPLING_FIELDS | RESPONSE_FORMAT_FIELDS | _COMMON, neutral)
 
 
 def _sampling_params(body: Mapping[str, Any], *, max_tokens: Any, logprobs: Any, echo: bool = False) -> SamplingParams:
