@@ -28,7 +28,7 @@ from pellucid.server.metrics.middleware import MetricsMiddleware
 from pellucid.server.request_log import RequestLog
 from pellucid.server.serving import Serving
 
-ROUTE_MODULES = ("operations", "completions", "metrics")
+ROUTE_MODULES = ("completions", "messages", "metrics", "operations", "responses")
 """The modules of `routes/`, each with its ROUTES."""
 
 

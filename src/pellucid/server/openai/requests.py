@@ -7,12 +7,13 @@ is as good as leaving a parameter out. (https://platform.openai.com/docs/api-ref
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
+from pellucid.server.chat.tools import ChatTurn
 from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, required, without_nulls
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.server.served_model import ServedModel
@@ -74,6 +75,7 @@ class GenerationRequest:
         continuous_usage: whether every event tells how many it took so far.
         priority: lower runs first.
         cache_salt: prefix-cache entries are shared only between requests of the same salt.
+        chat: what a chat says about tools, and how its answers are read.
     """
 
     model: str
@@ -87,6 +89,7 @@ class GenerationRequest:
     continuous_usage: bool = False
     priority: int = 0
     cache_salt: str = ""
+    chat: ChatTurn = field(default_factory=ChatTurn)
 
 
 def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationRequest:

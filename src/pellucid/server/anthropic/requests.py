@@ -1,0 +1,183 @@
+"""Request bodies of the Anthropic API: checked, and rewritten as the chat completions that they are.
+
+Nothing is ignored: a parameter that is not supported is refused by its name, unless its value asks for nothing. `null`
+is as good as leaving a parameter out. (https://docs.anthropic.com/en/api/messages)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pellucid.core.errors import InvalidRequestError
+from pellucid.core.sampling_params import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, check_strings, shown
+from pellucid.server.anthropic.conversation import check_cache_control, read_conversation
+from pellucid.server.json_fields import (
+    check_fields,
+    check_neutral,
+    read_choice,
+    read_list,
+    read_object,
+    read_schema,
+    read_string,
+    required,
+)
+from pellucid.server.openai.chat_body import EXTENSION_FIELDS, extensions, parse_chat_body
+from pellucid.server.openai.requests import GenerationRequest
+from pellucid.server.served_model import ServedModel
+
+LEAST_BUDGET_TOKENS = 1024
+"""Of `thinking`."""
+
+_PROMPT_FIELDS = frozenset(("messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control"))
+"""What the prompt is made of."""
+_FIELDS = _PROMPT_FIELDS | {"model", "max_tokens", "stop_sequences", "stream", "metadata", "user_profile_id"}
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "service_tier": ("auto", "standard_only"),
+    "speed": ("standard",),
+    "mcp_servers": ([],),
+    "container": (),
+    "context_management": (),
+    "diagnostics": (),
+    "inference_geo": (),
+    "output_format": (),
+}
+"""Parameters that are not supported, with the values that ask for nothing."""
+_NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
+    "type": ("custom",),
+    "input_examples": ([],),
+    "defer_loading": (False,),
+    "allowed_callers": (["direct"],),
+    "eager_input_streaming": (False, True),  # arguments come as they are written
+}
+_RENAMINGS = (
+    (r"response_format\.json_schema", "output_config.format"),
+    (r"response_format", "output_config.format"),
+    (r"reasoning_effort", "output_config.effort"),
+    (r"(tools\[\d+\])\.function\.parameters", r"\1.input_schema"),
+    (r"(tools\[\d+\])\.function", r"\1"),
+    (r"tool_choice\.function", "tool_choice"),
+    (r"parallel_tool_calls", "tool_choice.disable_parallel_tool_use"),
+)
+
+
+def parse_messages(body: Mapping[str, Any], model: ServedModel) -> GenerationRequest:
+    """The body of `POST /v1/messages`.
+
+    Raises:
+        InvalidRequestError: `param` names what cannot be served.
+        ModelNotFoundError: it asks for another model.
+        ModelFileError: the model's chat template is faulty.
+    """
+    fields = read_object("body", body)
+    check_fields("", fields, (_FIELDS | _NEUTRAL.keys() | EXTENSION_FIELDS) - {"stop"})
+    for name in _NEUTRAL.keys() & fields.keys():
+        check_neutral(name, fields[name], _NEUTRAL[name])
+    _check_labels(fields)
+    chat = extensions(fields)
+    chat["max_tokens"] = check_integer("max_tokens", required("", fields, "max_tokens"), 1, INT32_MAX)
+    chat["stream"] = check_boolean("stream", fields.get("stream", False))
+    if "stop_sequences" in fields:
+        stop = read_list("stop_sequences", fields["stop_sequences"], "a list of strings")
+        chat["stop"] = list(check_strings("stop_sequences", stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS))
+    return _parse(fields, chat, model)
+
+
+def parse_count_tokens(body: Mapping[str, Any], model: ServedModel) -> int:
+    """The body of `POST /v1/messages/count_tokens`: how many tokens the prompt of such a message has.
+
+    Raises:
+        As `parse_messages`.
+    """
+    fields = read_object("body", body)
+    own = _PROMPT_FIELDS | {"model", "mcp_servers", "context_management", "speed", "chat_template_kwargs"}
+    check_fields("", fields, own)
+    for name in _NEUTRAL.keys() & fields.keys():
+        check_neutral(name, fields[name], _NEUTRAL[name])
+    return len(_parse(fields, extensions(fields), model).prompts[0])
+
+
+def _parse(fields: dict[str, Any], chat: dict[str, Any], model: ServedModel) -> GenerationRequest:
+    """The request that `chat`, of which `fields` have the prompt, is."""
+    check_cache_control("cache_control", fields.get("cache_control"))
+    conversation = read_conversation(fields.get("system"), required("", fields, "messages"))
+    chat["model"] = read_string("model", required("", fields, "model"))
+    chat["messages"] = conversation.messages
+    if "tools" in fields:
+        chat["tools"] = [
+            _tool(f"tools[{index}]", tool) for index, tool in enumerate(read_list("tools", fields["tools"]))
+        ]
+    if "tool_choice" in fields:
+        chat |= _tool_choice(read_object("tool_choice", fields["tool_choice"]))
+    chat |= _output_config(read_object("output_config", fields.get("output_config", {})))
+    request = parse_chat_body(chat, model, _RENAMINGS)
+    if conversation.prefill:
+        prompt = request.prompts[0]
+        assert isinstance(prompt, list)  # a chat's always is
+        ids = model.tokenizer.encode(conversation.prefill, add_special_tokens=False)
+        request = replace(request, prompts=[[*prompt, *ids]])
+    return request
+
+
+def _check_labels(fields: Mapping[str, Any]) -> None:
+    """Strings that name the caller; no answer depends on them."""
+    metadata = read_object("metadata", fields.get("metadata", {}))
+    check_fields("metadata", metadata, ("user_id",))
+    read_string("metadata.user_id", metadata.get("user_id", ""))
+    read_string("user_profile_id", fields.get("user_profile_id", ""))
+
+
+def _tool(path: str, tool: Any) -> dict[str, Any]:
+    """A tool in the form of chat completions."""
+    fields = read_object(path, tool)
+    if fields.get("type", "custom") != "custom":
+        raise InvalidRequestError(
+            f"{path} is of type {shown(fields['type'])}, which is not supported: describe a tool by its input_schema",
+            param=f"{path}.type",
+        )
+    check_fields(path, fields, ("name", "description", "input_schema", "strict", "cache_control", *_NEUTRAL_OF_TOOLS))
+    for name in _NEUTRAL_OF_TOOLS.keys() & fields.keys():
+        check_neutral(f"{path}.{name}", fields[name], _NEUTRAL_OF_TOOLS[name])
+    check_cache_control(f"{path}.cache_control", fields.get("cache_control"))
+    function: dict[str, Any] = {
+        "name": read_string(f"{path}.name", required(path, fields, "name")),
+        "parameters": read_schema(f"{path}.input_schema", required(path, fields, "input_schema")),
+    }
+    if "description" in fields:
+        function["description"] = read_string(f"{path}.description", fields["description"])
+    if "strict" in fields:
+        function["strict"] = check_boolean(f"{path}.strict", fields["strict"])
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(fields: dict[str, Any]) -> dict[str, Any]:
+    """`tool_choice` and `parallel_tool_calls` of chat completions."""
+    kind = read_choice("tool_choice.type", required("tool_choice", fields, "type"), ("auto", "any", "tool", "none"))
+    own = {"auto": (), "any": (), "tool": ("name",), "none": ()}[kind]
+    check_fields("tool_choice", fields, ("type", "disable_parallel_tool_use", *own))
+    chat: dict[str, Any] = {"tool_choice": {"any": "required"}.get(kind, kind)}
+    if kind == "tool":
+        name = read_string("tool_choice.name", required("tool_choice", fields, "name"))
+        chat["tool_choice"] = {"type": "function", "function": {"name": name}}
+    if "disable_parallel_tool_use" in fields:
+        path = "tool_choice.disable_parallel_tool_use"
+        chat["parallel_tool_calls"] = not check_boolean(path, fields["disable_parallel_tool_use"])
+    return chat
+
+
+def _output_config(fields: dict[str, Any]) -> dict[str, Any]:
+    """`response_format` and `reasoning_effort` of chat completions."""
+    check_fields("output_config", fields, ("format", "effort"))
+    chat: dict[str, Any] = {}
+    if "effort" in fields:
+        chat["reasoning_effort"] = read_string("output_config.effort", fields["effort"])
+    if "format" in fields:
+        path = "output_config.format"
+        form = read_object(path, fields["format"])
+        check_fields(path, form, ("type", "schema"))
+        read_choice(f"{path}.type", required(path, form, "type"), ("json_schema",))
+        schema = read_schema(f"{path}.schema", required(path, form, "schema"))
+        chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}
+    return chat

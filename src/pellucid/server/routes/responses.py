@@ -1,0 +1,58 @@
+"""`/v1/responses`, as far as it needs no memory of what was said before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from secrets import token_hex
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pellucid.server.generation import Generation, generation_of
+from pellucid.server.http.disconnect import unless_disconnected
+from pellucid.server.http.json_body import read_json
+from pellucid.server.http.replies import json_response
+from pellucid.server.http.sse import EventStream
+from pellucid.server.openai.responses_api_requests import parse_response
+from pellucid.server.openai.responses_api_responses import response_body
+from pellucid.server.openai.responses_api_streams import ResponseEvents
+from pellucid.server.serving import serving_of
+
+
+async def create_response(request: Request) -> Response:
+    """`POST /v1/responses`."""
+    serving = serving_of(request)
+    body = await read_json(request, serving.settings.max_body_bytes)
+    asked = await serving.run(parse_response, body, serving.model)
+    name, created, model = token_hex(12), int(time.time()), serving.model
+    generation = generation_of(request, asked.generation, name)
+    events = ResponseEvents(asked, model, name=name, created=created)
+    if asked.generation.stream:
+        heartbeat = serving.settings.heartbeat_seconds
+        return EventStream(_events(generation, events), events.tell, heartbeat_seconds=heartbeat)
+    if asked.generation.sampling_params.logprobs is not None:
+        return json_response(await unless_disconnected(request, _collected(generation, events)))
+    (output,) = await unless_disconnected(request, generation.complete())
+    return json_response(await serving.run(response_body, asked, output, model, name=name, created=created))
+
+
+async def _events(generation: Generation, events: ResponseEvents) -> AsyncGenerator[bytes, None]:
+    async for tokens in generation.stream():
+        if data := events.events(token for _, token in tokens):
+            yield data
+    (output,) = generation.outputs
+    yield events.end(output)
+
+
+async def _collected(generation: Generation, events: ResponseEvents) -> dict[str, Any]:
+    """The response that the events of a stream end with."""
+    async for _ in _events(generation, events):
+        pass
+    assert events.response is not None
+    return events.response
+
+
+ROUTES = [Route("/v1/responses", create_response, methods=["POST"])]
