@@ -121,6 +121,8 @@ def test_nothing_new_is_begun_and_a_second_signal_aborts_what_runs(chat_model: s
         assert [json.loads(event)["error"]["code"] for event in events if '"error"' in event] == ["engine_closed"]
         assert server.wait() == 0
         assert any("Aborting requests requests=1" in line for line in server.log)
+        requests = [line.partition(" path=")[2] for line in server.log if " request id=" in line]
+        assert [line.partition(" error=")[2] for line in requests] == ["engine_closed", "engine_closed"]
 
 
 def test_what_takes_longer_than_the_drain_is_aborted(chat_model: str) -> None:

@@ -107,7 +107,7 @@ def test_lists_have_commas_in_the_environment() -> None:
             {},
             {"PELLUCID_SERVE_PROT": "1"},
             "",
-            "`PELLUCID_SERVE_PROT` in the environment: did you mean `PELLUCID_SERVE_PORT`?",
+            "unknown environment variable `PELLUCID_SERVE_PROT`: did you mean `PELLUCID_SERVE_PORT`?",
         ),
         ({}, {}, "prot = 1", "`prot` in FILE: did you mean `port`?"),
         ({}, {}, "[xyz]\nport = 1", "unknown option `xyz` in FILE: there are model, served_model_names, "),

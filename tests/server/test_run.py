@@ -25,7 +25,7 @@ from pellucid.server.run import Runner
 from pellucid.server.settings import ServerSettings
 from tests.support.fake_tokenizer import FakeTokenizer
 
-SECONDS = 60
+SECONDS = 180
 
 
 class FakeEngine:
@@ -279,7 +279,7 @@ def test_an_address_that_others_reach_is_warned_of() -> None:
 
     async def start(settings: ServerSettings) -> None:
         with logging_to(log, "info", "text"):
-            Runner(settings, bind(settings.host, 0)).warn_of_open_door()
+            Runner(settings, bind(settings.host, 0))._warn_of_open_door()
 
     asyncio.run(start(ServerSettings(host="127.0.0.1")))
     asyncio.run(start(ServerSettings(host="0.0.0.0", api_keys=["key"])))  # type: ignore[arg-type]

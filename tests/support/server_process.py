@@ -13,7 +13,7 @@ import urllib.request
 from types import TracebackType
 from typing import Any
 
-SECONDS = 60
+SECONDS = 180
 """How long anything may take on a machine that is busy."""
 
 

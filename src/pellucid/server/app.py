@@ -21,7 +21,7 @@ from pellucid.server.errors import MethodNotAllowedError, NotFoundError, interna
 from pellucid.server.http.disconnect import CLIENT_CLOSED_REQUEST
 from pellucid.server.http.draining import RefuseWhileDraining
 from pellucid.server.http.limits import Limits
-from pellucid.server.http.replies import error_response
+from pellucid.server.http.replies import error_response, send_error
 from pellucid.server.http.security import Security
 from pellucid.server.metrics.event_loop_lag import EventLoopLag
 from pellucid.server.metrics.middleware import MetricsMiddleware
@@ -78,14 +78,14 @@ async def _refuse(request: Request, error: Exception) -> Response:
 async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     method, path = request.method, request.url.path
-    if error.status_code == 405:
-        allowed = ", ".join(sorted([*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"]))
-        if method == "OPTIONS":
-            return Response(status_code=204, headers={"Allow": allowed})
-        response = error_response(MethodNotAllowedError(f"{path} takes {allowed}, not {method}"), path)
-        response.headers["Allow"] = allowed
-        return response
-    return error_response(NotFoundError(f"there is nothing at {shown(path)}: {_way_on(request, path)}"), path)
+    if error.status_code != 405:
+        return await _refuse(request, NotFoundError(f"there is nothing at {shown(path)}: {_way_on(request, path)}"))
+    allowed = ", ".join(sorted([*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"]))
+    if method == "OPTIONS":
+        return Response(status_code=204, headers={"Allow": allowed})
+    response = await _refuse(request, MethodNotAllowedError(f"{path} takes {allowed}, not {method}"))
+    response.headers["Allow"] = allowed
+    return response
 
 
 def _way_on(request: Request, path: str) -> str:
@@ -119,4 +119,4 @@ class ContainDefects:
             error = internal_error(defect)
             if has_begun or scope["type"] != "http":
                 raise
-            await error_response(error, scope["path"])(scope, receive, send)
+            await send_error(error, scope, receive, send)

@@ -100,7 +100,7 @@ def _variables(environment: Mapping[str, str]) -> Iterator[tuple[Option, str]]:
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE:
             continue
         if variable not in known:
-            raise _unknown("environment variable", variable, [*known, CONFIG_VARIABLE], "the environment")
+            raise _unknown(f"environment variable `{variable}`", variable, [*known, CONFIG_VARIABLE])
         yield known[variable], text
 
 
@@ -120,7 +120,7 @@ def _read_file(name: str) -> Iterator[tuple[str, Any]]:
         raise InvalidRequestError(f"{name} is not TOML: {error}", param="config") from None
     for key, value in table.items():
         if key not in OPTIONS:
-            raise _unknown("option", key, OPTIONS, name)
+            raise _unknown(f"option `{key}` in {name}", key, OPTIONS)
         yield key, OPTIONS[key].from_text(value) if isinstance(value, str) and not OPTIONS[key].singular else value
 
 
@@ -148,11 +148,11 @@ def _read_text(name: str) -> str:
         ) from None
 
 
-def _unknown(what: str, name: str, known: Iterable[str], where: str) -> InvalidRequestError:
+def _unknown(what: str, name: str, known: Iterable[str]) -> InvalidRequestError:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
-    return InvalidRequestError(f"unknown {what} `{name}` in {where}: {hint}", param="config")
+    return InvalidRequestError(f"unknown {what}: {hint}", param="config")
 
 
 def _toml(value: Any) -> str:

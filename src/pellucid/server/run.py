@@ -117,10 +117,7 @@ class Runner:
         signals = Signals(loop)
         web = asyncio.create_task(self._web.serve([self._listener]))
         logger.info("Listening on %s", url_of(self._listener))
-        if not self._settings.api_keys and not is_loopback(self._listener):
-            logger.warning(
-                "anybody who reaches this address may use the server: --api-key lets in only those with a key"
-            )
+        self._warn_of_open_door()
         loading = Loading(self._serving)
         await asyncio.wait((loading.engine, signals.first, web), return_when=asyncio.FIRST_COMPLETED)
         failure = self._take_in(loading) if loading.engine.done() else None
@@ -133,7 +130,7 @@ class Runner:
         await self._close(web, loading, signals)
         return failure or (EXIT_INTERRUPTED if signals.is_interrupt else 0)
 
-    def warn_of_open_door(self) -> None:
+    def _warn_of_open_door(self) -> None:
         """Log it if others than this machine's users get in without a key."""
         if not self._settings.api_keys and not is_loopback(self._listener):
             logger.warning("whoever reaches this address may use the server: --api-key lets in only those with a key")
@@ -142,6 +139,7 @@ class Runner:
         """The model is loaded, or cannot be: then the exit code for that."""
         try:
             engine = loading.engine.result()
+            self._serving.set_ready(engine)
         except (PellucidError, OSError, MemoryError) as error:
             reason = error.message if isinstance(error, PellucidError) else str(error) or "out of memory"
             self._serving.set_failed(reason)
@@ -150,7 +148,6 @@ class Runner:
         except Exception as defect:
             self._serving.set_failed(str(internal_error(defect)))
             return EXIT_BUG
-        self._serving.set_ready(engine)
         gc.freeze()
         gc.enable()
         logger.info(

@@ -22,6 +22,7 @@ class RefuseWhileDraining:
             await self._app(scope, receive, send)
             return
         error = EngineClosedError("the server is shutting down and takes no more requests")
+        scope.setdefault("state", {})["error"] = error  # for the log
         response = error_response(error, scope["path"])
         response.headers["Connection"] = "close"
         await response(scope, receive, send)

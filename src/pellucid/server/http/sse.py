@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from pellucid.core.errors import PellucidError
 from pellucid.server.errors import internal_error
 from pellucid.server.http.disconnect import disconnected
-from pellucid.server.http.replies import error_response
+from pellucid.server.http.replies import send_error
 
 HEARTBEAT = b": keep-alive\n\n"
 """A comment: clients skip it, and whatever lies between sees that the connection lives."""
@@ -76,12 +76,12 @@ class EventStream(Response):
                 try:
                     first.result()
                 except PellucidError as error:
-                    await error_response(error, scope["path"])(scope, receive, send)
+                    await send_error(error, scope, receive, send)
                     return
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             body = _Body(send, self._heartbeat_seconds)
             try:
-                await self._send_events(first, body)
+                await self._send_events(first, body, scope)
             finally:
                 await body.close()
         finally:
@@ -89,15 +89,15 @@ class EventStream(Response):
                 first.cancel()
                 await asyncio.wait((first,))
 
-    async def _send_events(self, first: asyncio.Future[bytes], body: _Body) -> None:
+    async def _send_events(self, first: asyncio.Future[bytes], body: _Body, scope: Scope) -> None:
         try:
             await body.send(await first)
             async for events in self._events:
                 await body.send(events)
-        except PellucidError as error:
+        except Exception as failure:
+            error = failure if isinstance(failure, PellucidError) else internal_error(failure)
+            scope.setdefault("state", {})["error"] = error  # for the log
             await body.send(self._tell(error))
-        except Exception as defect:
-            await body.send(self._tell(internal_error(defect)))
         await body.end()
 
 
