@@ -30,6 +30,14 @@ def test_it_listens_at_once(host: str, url: str, loopback: bool) -> None:
         socket.create_connection((target, listener.getsockname()[1]), timeout=10).close()
 
 
+def test_connections_do_not_hold_small_answers_back() -> None:
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=10):
+        listener.settimeout(10)
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize(
     ("number", "param", "message"),
     [
