@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pellucid import ContextLengthError, SamplingParams, TokenOutput
-from pellucid.cli import chat
+from pellucid.cli.chat_model import ChatModel
+from pellucid.cli.conversation import Conversation, opening
 from pellucid.cli.main import main
 from pellucid.core.metrics import RequestMetrics
 from pellucid.core.outputs import CompletionOutput, RequestOutput
@@ -19,6 +21,7 @@ class FakeLLM:
     """Answers with scripted pieces; an exception among them is raised in its place."""
 
     max_model_len = 100
+    tokenizer = SimpleNamespace(has_chat_template=True)
 
     def __init__(self, *answers: list[str | BaseException]) -> None:
         self.answers = list(answers)
@@ -54,9 +57,13 @@ class FakeStream:
         self.request_output = RequestOutput("0", None, [1, 2], [completion], RequestMetrics())
 
 
-def converse(llm: FakeLLM, *turns: str, system: str | None = None) -> chat.Conversation:
-    args = argparse.Namespace(system=system, timing=False, max_tokens=None)
-    conversation = chat.Conversation(llm, SamplingParams(), args)  # type: ignore[arg-type]
+def conversation_with(llm: FakeLLM, system: str | None = None) -> Conversation:
+    args = argparse.Namespace(timing=False, max_tokens=None)
+    return Conversation(ChatModel(llm, SamplingParams(), args), opening(system))  # type: ignore[arg-type]
+
+
+def converse(llm: FakeLLM, *turns: str, system: str | None = None) -> Conversation:
+    conversation = conversation_with(llm, system)
     lines = iter(turns)
 
     def read() -> str:
@@ -132,11 +139,7 @@ def test_a_backslash_goes_on_with_the_next_line() -> None:
 
 def test_an_interrupt_at_the_prompt_drops_the_line_and_stays() -> None:
     llm = FakeLLM(["ok"])
-    conversation = chat.Conversation(
-        llm,
-        SamplingParams(),
-        argparse.Namespace(system=None, timing=False, max_tokens=None),  # type: ignore[arg-type]
-    )
+    conversation = conversation_with(llm)
     script: Iterator[str | BaseException] = iter(["half\\", KeyboardInterrupt(), "whole", EOFError()])
 
     def read(prompt: str) -> str:

@@ -71,6 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]URL",
         help="the server; /v1 is added where the URL has no path (default: http://127.0.0.1:8000)",
     )
+    parser.add_argument("--model", metavar="NAME", help="its name there (default: the first that the server lists)")
     add_server_options(parser)
     load = parser.add_argument_group("load")
     how = load.add_mutually_exclusive_group()

@@ -19,10 +19,17 @@ def one_line(text: str) -> str:
     return text.translate(_CONTROL)
 
 
-def write_text(text: str, stream: TextIO | None = None) -> None:
-    """Write a model's text at once; on a terminal its control characters (but line ends and tabs) are written out."""
+def write_text(text: str, stream: TextIO | None = None, *, dim: bool = False) -> None:
+    """Write a model's text at once; on a terminal its control characters (but line ends and tabs) are written out.
+
+    Args:
+        dim: in a fainter colour, on a terminal.
+    """
     stream = stream or sys.stdout
-    stream.write(text.translate(_CONTROL_IN_TEXT) if stream.isatty() else text)
+    if stream.isatty():
+        text = text.translate(_CONTROL_IN_TEXT)
+        text = f"\x1b[2m{text}\x1b[22m" if dim else text
+    stream.write(text)
     stream.flush()
 
 

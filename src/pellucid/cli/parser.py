@@ -10,6 +10,9 @@ from typing import NoReturn
 from pellucid.core.errors import InvalidRequestError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_BACKEND = "auto"
+DEFAULT_KV_CACHE_DTYPE = "f16"
+DEFAULT_TIMEOUT = 600.0
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -73,13 +76,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--backend",
-        default="auto",
+        default=DEFAULT_BACKEND,
         metavar="NAME",
         help="cpu (the native core), reference (clear numpy, slow), or auto: cpu where it is built (default: auto)",
     )
     group.add_argument(
         "--kv-cache-dtype",
-        default="f16",
+        default=DEFAULT_KV_CACHE_DTYPE,
         metavar="DTYPE",
         help="how the KV cache is stored: f16, bf16, f32 or q8, half as large as f16 (default: f16)",
     )
@@ -96,13 +99,16 @@ def header(text: str) -> tuple[str, str]:
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that talks to a server of the OpenAI API."""
     group = parser.add_argument_group("server")
-    group.add_argument("--model", metavar="NAME", help="the model's name there (default: the first that it lists)")
     group.add_argument("--api-key", metavar="KEY", help="sent as bearer token (default: the variable OPENAI_API_KEY)")
     group.add_argument(
         "--header", action="append", default=[], type=header, metavar="NAME:VALUE", help="sent with every request"
     )
     group.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="longest silence of the server (default: 600)"
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT,
+        metavar="S",
+        help="longest silence of the server (default: 600)",
     )
 
 
