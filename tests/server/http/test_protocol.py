@@ -340,7 +340,8 @@ def test_what_the_protocol_leans_on() -> None:
 
     asyncio.run(run())
     cycle = set(inspect.getsource(h11_impl.RequestResponseCycle.__init__).split())
-    assert {"self.disconnected", "self.message_event", "self.response_complete"} <= cycle
+    names = ("disconnected", "flow", "message_event", "response_complete", "scope", "transport")
+    assert {f"self.{name}" for name in names} <= cycle
     for name in (
         "connection_made",
         "connection_lost",

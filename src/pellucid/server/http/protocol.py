@@ -1,8 +1,9 @@
 """HTTP/1.1 on one connection: uvicorn's h11 protocol, with limits of time and size and with errors in JSON.
 
 It leans on these of `uvicorn.protocols.http.h11_impl.H11Protocol`: the attributes `app`, `conn`, `connections`, `cycle`
-(with `disconnected`, `message_event`, `response_complete`), `flow`, `loop`, `timeout_keep_alive` and
-`timeout_keep_alive_task`; and that malformed input calls `send_400_response` while h11's error is being handled.
+(with `disconnected`, `flow`, `message_event`, `response_complete`, `scope` and `transport`), `flow`, `loop`,
+`timeout_keep_alive` and `timeout_keep_alive_task`; and that malformed input calls `send_400_response` while h11's
+error is being handled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pellucid.core.errors import InvalidRequestError, PellucidError
 from pellucid.server.errors import HeaderTooLargeError, OverloadedError, RequestTimeoutError
+from pellucid.server.http.chunks import offer_chunks
 from pellucid.server.http.replies import error_response
 from pellucid.server.settings import ServerSettings
 
@@ -75,11 +77,11 @@ class _LimitedProtocol(H11Protocol):
         if self._is_finished:
             return
         super().data_received(data)
-        self._watch()
+        self._go_on()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch()
+        self._go_on()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -97,6 +99,11 @@ class _LimitedProtocol(H11Protocol):
             self._finish(HeaderTooLargeError(f"the first line and headers have over {limit:,} bytes"))
         else:
             self._finish(InvalidRequestError(f"this is not HTTP/1.1: {error or msg}"[:MAX_MESSAGE]))
+
+    def _go_on(self) -> None:
+        if self.cycle is not None:
+            offer_chunks(self.cycle)
+        self._watch()
 
     def _watch(self) -> None:
         """Limit the time that the client takes for what it is to send next."""

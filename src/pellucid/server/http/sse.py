@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from pellucid.core.errors import PellucidError
 from pellucid.server.errors import internal_error
+from pellucid.server.http.chunks import ChunkWriter, chunk_writer
 from pellucid.server.http.disconnect import disconnected
 from pellucid.server.http.replies import send_error
 
@@ -79,7 +80,7 @@ class EventStream(Response):
                     await send_error(error, scope, receive, send)
                     return
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            body = _Body(send, self._heartbeat_seconds)
+            body = _Body(send, chunk_writer(scope), self._heartbeat_seconds)
             try:
                 await self._send_events(first, body, scope)
             finally:
@@ -104,8 +105,9 @@ class EventStream(Response):
 class _Body:
     """A body in which something is sent at least every `seconds`."""
 
-    def __init__(self, send: Send, seconds: float) -> None:
+    def __init__(self, send: Send, write: ChunkWriter | None, seconds: float) -> None:
         self._send = send
+        self._write = write
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
@@ -115,9 +117,10 @@ class _Body:
 
     async def send(self, data: bytes) -> None:
         """Send `data`; waits where the client is slow to read."""
-        self._num_sending += 1
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        self._num_sending -= 1
+        if self._write is None or not self._write(data):
+            self._num_sending += 1
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._num_sending -= 1
         self._last = self._loop.time()
 
     async def end(self) -> None:
