@@ -114,7 +114,8 @@ def _tool_call_parser(template: str, tokenizer: Tokenizer) -> str:
 
 def _reasoning_parser(template: str, tokenizer: Tokenizer) -> str:
     for name, reasoning in REASONING_FORMATS.items():
-        if reasoning.close in template or tokenizer.token_to_id(reasoning.close) is not None:
+        written = reasoning.open in template or reasoning.close in template
+        if written or tokenizer.token_to_id(reasoning.close) is not None:
             return name
     return "none"
 

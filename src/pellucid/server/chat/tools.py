@@ -97,6 +97,13 @@ class ChatTurn:
         skip = params.skip_special_tokens and self.skips_special_tokens
         return replace(params, structured_outputs=asked, skip_special_tokens=skip)
 
+    def blamed(self, error: InvalidRequestError) -> InvalidRequestError:
+        """An error of the grammar that `sampling_params` asked for, as one of the request's `tools`."""
+        if not self.callable_names or not (error.param or "").startswith("structured_outputs"):
+            return error
+        reason = error.message.removeprefix("structured_outputs").removeprefix(".structural_tag").removeprefix(": ")
+        return InvalidRequestError(f"tools cannot be held to their parameters: {reason}", param="tools")
+
     def _answer_format(self) -> Format:
         tool_format = self.format.tools
         assert tool_format is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from pellucid.core.structural_tag import Format
 from pellucid.server.chat.call_reader import CallReader, Outcome
@@ -46,6 +47,7 @@ class HermesReader(CallReader):
         return Outcome.BROKEN
 
 
+@dataclass(frozen=True)
 class HermesFormat(ToolFormat):
     """`<tool_call>` blocks with one call in each."""
 

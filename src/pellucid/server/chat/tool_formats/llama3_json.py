@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from pellucid.core.structural_tag import Format
 from pellucid.server.chat.call_reader import CallReader, Outcome
@@ -93,6 +94,7 @@ class Llama3JsonReader(CallReader):
                 return None
 
 
+@dataclass(frozen=True)
 class Llama3JsonFormat(ToolFormat):
     """JSON objects with a name and parameters."""
 

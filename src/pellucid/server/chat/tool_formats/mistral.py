@@ -76,7 +76,7 @@ class MistralReader(CallReader):
                 return stream.text[begin : stream.position]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MistralFormat(ToolFormat):
     """Calls after `[TOOL_CALLS]`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from pellucid.core.structural_tag import Format
 from pellucid.server.chat.call_reader import CallReader
@@ -16,6 +17,7 @@ from pellucid.server.chat.tool_formats.base import Tool, ToolFormat, json_call, 
 from pellucid.server.chat.tool_formats.hermes import CLOSE, OPEN, HermesReader
 
 
+@dataclass(frozen=True)
 class SmolLMFormat(ToolFormat):
     """One `<tool_call>` block with a list of calls."""
 
