@@ -24,7 +24,7 @@ def real(low: float, high: float, *, above: bool = False) -> tuple[list[Any], li
     """Values that a number from `low` (or above it) to `high` cannot be, and what the refusal tells of the range."""
     beyond = [low - 0.001, math.nextafter(low, -INF), math.nextafter(high, INF), 2 * high + 1, -1e308, 1e308]
     values = [*beyond, NAN, INF, -INF, HUGE, -HUGE, True, False, None, *NOT_NUMBERS]
-    return [*values, low] if above else values, [f"{low:g}", f"{high:g}"]
+    return [*values, low, low + 1e-308] if above else values, [f"{low:g}", f"{high:g}"]
 
 
 def integer(low: int, high: int, *, optional: bool = False, shown: Sequence[str] = ()) -> tuple[list[Any], list[str]]:

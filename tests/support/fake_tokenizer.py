@@ -22,7 +22,14 @@ class FakeTokenizer:
     def prepare(self) -> None:
         """Nothing to do."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        max_tokens: int | None = None,
+    ) -> list[int]:
         return [max(1, ALPHABET.find(character)) for character in text]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True, continuation: bool = False) -> str:
@@ -32,7 +39,11 @@ class FakeTokenizer:
         return ALPHABET[token_id].encode()
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        max_tokens: int | None = None,
     ) -> list[int]:
         if not all(message.get("content") for message in messages):
             raise InvalidRequestError("a message has no content", param="messages")

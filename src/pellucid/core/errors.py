@@ -5,6 +5,9 @@ A message says what was found and what would work; it is shown to users as it is
 
 from __future__ import annotations
 
+MAX_PARAM_CHARACTERS = 128
+"""Callers may make up parameters of any length."""
+
 
 class PellucidError(Exception):
     """Base of every error that Pellucid raises on purpose.
@@ -12,7 +15,7 @@ class PellucidError(Exception):
     Attributes:
         status: HTTP status a server answers with.
         code: stable machine-readable identifier.
-        param: the request parameter or file field at fault, if one is.
+        param: the request parameter or file field at fault, if one is; no more than its first 128 characters.
         message: what was found and what would work.
     """
 
@@ -22,7 +25,7 @@ class PellucidError(Exception):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = None if param is None else param[:MAX_PARAM_CHARACTERS]
 
 
 class InvalidRequestError(PellucidError, ValueError):

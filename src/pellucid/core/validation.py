@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from pellucid.core.errors import InvalidRequestError
 
 INT32_MAX = 2**31 - 1
@@ -78,7 +80,8 @@ class RealRange:
             InvalidRequestError: it is not a number in this range.
         """
         number = check_real(name, value, str(self))
-        if not self.low <= number <= self.high or (self.open and number == self.low):
+        # Samplers compute in float32, where 1e-308 is 0.
+        if not self.low <= number <= self.high or (self.open and np.float32(number) == self.low):
             raise refusal(name, value, str(self))
         return number
 

@@ -91,9 +91,10 @@ class RequestIntake:
         if isinstance(prompt, str):
             if not prompt:
                 raise InvalidRequestError("the prompt is empty: give at least one character", param="prompt")
-            checked = Prompt(prompt, self._tokenizer.encode(prompt))
+            checked = Prompt(prompt, self._tokenizer.encode(prompt, max_tokens=self._max_model_len - 1))
         elif is_conversation(prompt):
-            checked = Prompt(None, self._tokenizer.apply_chat_template(prompt))
+            token_ids = self._tokenizer.apply_chat_template(prompt, max_tokens=self._max_model_len - 1)
+            checked = Prompt(None, token_ids)
         else:
             checked = Prompt(None, checked_token_ids(prompt, self._spec.vocab_size))
         num_tokens = len(checked.token_ids)

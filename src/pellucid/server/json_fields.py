@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import MAX_PARAM_CHARACTERS, InvalidRequestError
 from pellucid.core.validation import refusal, shown
 from pellucid.tokenizer.tokenizer import check_text
 
@@ -85,7 +85,7 @@ def check_fields(path: str, fields: Mapping[str, Any], known: Collection[str]) -
     """Raises InvalidRequestError if the object at `path` has a field that is not known."""
     for name in fields:
         if name not in known:
-            close = difflib.get_close_matches(name, list(known), n=1)
+            close = difflib.get_close_matches(name[:MAX_PARAM_CHARACTERS], list(known), n=1)
             hint = f": did you mean {close[0]}?" if close else ""
             where = f"a field of {path}" if path else "a parameter of this endpoint"
             raise InvalidRequestError(f"{shown(name)} is not {where}{hint}", param=join(path, name))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import MAX_PARAM_CHARACTERS, InvalidRequestError
 from pellucid.core.validation import shown
 
 BODY = "body"
@@ -28,7 +28,6 @@ _OTHER_BYTES = bytes(byte for byte in range(256) if byte not in _OUTSIDE_OF_STRI
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_PATH = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def decode_json(data: bytes, name: str, *, any_characters: bool = False) -> Any:
         for key, value in pairs:
             if key in fields:
                 raise InvalidRequestError(
-                    f"{name} is not valid JSON: the key {shown(key)} comes twice in one object", param=key[:_MAX_PATH]
+                    f"{name} is not valid JSON: the key {shown(key)} comes twice in one object", param=key
                 )
             fields[key] = value
         return fields
@@ -142,8 +141,8 @@ def _values(document: Any) -> Iterator[tuple[str, Any]]:
             for key, item in value.items():
                 inner = f"{path}.{key}" if path else key
                 yield path, key
-                waiting.append((inner[:_MAX_PATH], item))
+                waiting.append((inner[:MAX_PARAM_CHARACTERS], item))
         elif isinstance(value, list):
-            waiting.extend((f"{path}[{place}]"[:_MAX_PATH], item) for place, item in enumerate(value))
+            waiting.extend((f"{path}[{place}]"[:MAX_PARAM_CHARACTERS], item) for place, item in enumerate(value))
         else:
             yield path, value

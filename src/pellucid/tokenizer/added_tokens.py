@@ -66,6 +66,11 @@ class AddedTokenMatcher:
         return self._load_special()
 
     @cached_property
+    def swallows(self) -> bool:
+        """Whether some token takes in the white space next to it."""
+        return any(token.lstrip or token.rstrip for token in (*self._plain_tokens, *self.special))
+
+    @cached_property
     def _plain_trie(self) -> _Trie:
         return _Trie(self._plain_tokens, self._white_space)
 

@@ -12,6 +12,7 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 
 from pellucid.core.errors import InvalidRequestError, ModelFileError
+from pellucid.core.validation import shown
 from pellucid.tokenizer.literal_guard import LiteralGuard, unused_character
 from pellucid.tokenizer.template_sandbox import (
     MAX_SECONDS,
@@ -137,11 +138,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         kwargs: Mapping[str, object],
     ) -> dict[str, Any]:
-        for name in kwargs.keys() - TEMPLATE_KWARGS:
-            raise InvalidRequestError(
-                f"{name!r} is not an option of chat templates; options are {', '.join(sorted(TEMPLATE_KWARGS))}",
-                param=f"chat_template_kwargs.{name}",
-            )
+        check_template_kwargs(kwargs)
         if tools is not None:
             _check_list(tools, "tools")
         return {
@@ -172,6 +169,15 @@ class ChatTemplate:
         tree = self._environment.parse(self._source)
         literals = [node.data for node in tree.find_all(nodes.TemplateData)]
         return literals + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+
+
+def check_template_kwargs(kwargs: Mapping[str, object]) -> None:
+    """Raises InvalidRequestError unless all are options that a request may give a template."""
+    for name in kwargs.keys() - TEMPLATE_KWARGS:
+        raise InvalidRequestError(
+            f"{shown(name)} is not an option of chat templates; options are {', '.join(sorted(TEMPLATE_KWARGS))}",
+            param=f"chat_template_kwargs.{name}",
+        )
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pellucid.core.errors import InvalidRequestError, ModelFileError
 from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, EncodePiece, library_encoder, merge_symbols
 from pellucid.tokenizer.pre_tokenizers import PreTokenizer
-from pellucid.tokenizer.vocabulary import SPACE_SYMBOL, TokenType, Vocabulary, parse_byte_token
+from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, SPACE_SYMBOL, TokenType, Vocabulary, parse_byte_token
 
 _TOKENS_AT_ONCE = 1 << 14  # a scan of 262,144 tokens takes 2 MB instead of 18
 
@@ -26,6 +26,9 @@ class TextEncoder(Protocol):
 
     def encode(self, text: str, *, at_start: bool) -> list[int]:
         """Ids of a stretch of prepared text between added tokens; `at_start` if it opens the whole text."""
+
+    def spelled(self, text: str) -> bytes | None:
+        """The bytes that the tokens of prepared text have between them; None where only encoding tells."""
 
     def prepare_library(self) -> None:
         """Builds now what makes long stretches of text without a break quick."""
@@ -61,6 +64,12 @@ class ByteLevelEncoder:
 
     def encode(self, text: str, *, at_start: bool) -> list[int]:
         return self._bpe.encode(text)
+
+    def spelled(self, text: str) -> bytes | None:
+        ids = self._vocabulary.normal_ids
+        data = text.encode()
+        without_token = bytes(byte for byte, character in enumerate(BYTE_LEVEL_ALPHABET) if character not in ids)
+        return data if len(data.translate(None, without_token)) == len(data) else None
 
     def prepare_library(self) -> None:
         self._bpe.prepare_library()
@@ -134,6 +143,11 @@ class SentencePieceEncoder:
         if not text:
             return []
         return self._bpe.encode(SPACE_SYMBOL + text if self._add_space_prefix else text)
+
+    def spelled(self, text: str) -> bytes | None:
+        if self._remove_extra_whitespaces or self._byte_ids is None:  # spaces, or unknown characters, become one token
+            return None
+        return text.replace(SPACE_SYMBOL, " ").encode()
 
     def prepare_library(self) -> None:
         self._bpe.prepare_library()

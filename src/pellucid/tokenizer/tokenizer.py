@@ -8,13 +8,18 @@ from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from pellucid.core.errors import InvalidRequestError, ModelFileError
+from pellucid.core.errors import ContextLengthError, InvalidRequestError, ModelFileError
 from pellucid.tokenizer.added_tokens import AddedTokenMatcher
 from pellucid.tokenizer.encoders import TextEncoder
+from pellucid.tokenizer.least_tokens import least_tokens
 from pellucid.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenizer.chat_template import ChatTemplate
+
+
+LONG_TEXT = 1 << 16
+"""Characters. Shorter texts are encoded sooner than it is found out whether they can fit anywhere."""
 
 
 class Tokenizer:
@@ -123,17 +128,28 @@ class Tokenizer:
 
     # Encoding
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = False,
+        max_tokens: int | None = None,
+    ) -> list[int]:
         """Ids of `text`.
 
         Args:
             add_special_tokens: adds BOS and EOS where the model wants them.
             parse_special: special tokens spelled out in `text` count as such; else they are plain text.
+            max_tokens: a long text that is sure to have more is refused and not encoded. There may be more ids all the
+                same.
 
         Raises:
             InvalidRequestError: `text` is not a string, or holds a lone surrogate.
+            ContextLengthError: see `max_tokens`.
         """
         check_text(text)
+        self._check_length(text, max_tokens)
         ids = self._prefix_ids.copy() if add_special_tokens else []
         self._append_text(ids, text, parse_special=parse_special, at_start=True)
         if add_special_tokens:
@@ -160,6 +176,20 @@ class Tokenizer:
     def prepare_library(self) -> None:
         """Builds now what makes long stretches of text without a break quick; `encode` does so itself when it pays."""
         self._encoder.prepare_library()
+
+    def _check_length(self, text: str, max_tokens: int | None) -> None:
+        if max_tokens is None or len(text) < LONG_TEXT or self._added_tokens.swallows:
+            return
+        spelled = self._encoder.spelled(self._encoder.prepare(text))
+        if spelled is None:
+            return
+        found = least_tokens(spelled, self._vocabulary.longest_tokens)
+        if found > max_tokens:
+            raise ContextLengthError(
+                f"the prompt has {found} tokens or more, but only {max_tokens} fit in the context "
+                "with one that follows (max_model_len)",
+                param="prompt",
+            )
 
     def _append_text(self, ids: list[int], text: str, *, parse_special: bool, at_start: bool) -> None:
         text = self._encoder.prepare(text)
@@ -237,6 +267,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | None = None,
         **template_kwargs: object,
     ) -> list[int]:
         """Ids of a conversation, as the model's chat template writes it.
@@ -248,10 +279,12 @@ class Tokenizer:
             messages: mappings with `role` and `content` (text, or parts of type "text").
             add_generation_prompt: ends with the opening of an assistant turn.
             tools: JSON-schema descriptions of functions, for templates that offer them.
+            max_tokens: as for `encode`.
             template_kwargs: see `chat_template.TEMPLATE_KWARGS`.
 
         Raises:
             InvalidRequestError: no template, malformed messages, or the template refuses them.
+            ContextLengthError: see `max_tokens`.
             ModelFileError: the template itself is faulty or exceeds its budget.
         """
         marked = self._template.render_marked(
@@ -261,6 +294,7 @@ class Tokenizer:
             tools=tools,
             **template_kwargs,
         )
+        self._check_length(marked.text.replace(marked.mark, ""), max_tokens)
         text = self._encoder.prepare(marked.text)
         ids: list[int] = []
         position = 0

@@ -127,6 +127,9 @@ class _PipelineEncoder:
             position = match.end
         return ids + self._encode_stretch(text[position:], at_start and position == 0)
 
+    def spelled(self, text: str) -> bytes | None:
+        return None  # a normalizer may leave anything out
+
     def prepare_library(self) -> None:
         self._bpe.prepare_library()
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.errors import InvalidRequestError, ModelFileError
+from pellucid.tokenizer.least_tokens import longest_tokens
 
 SPACE_SYMBOL = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space as this
 
@@ -99,6 +100,11 @@ class Vocabulary:
     def special_ids(self) -> frozenset[int]:
         """Ids that stand for no text: CONTROL and UNKNOWN."""
         return frozenset(self.ids_of_type(TokenType.CONTROL, TokenType.UNKNOWN))
+
+    @cached_property
+    def longest_tokens(self) -> NDArray[np.int64]:
+        """For `least_tokens`. Takes 0.1 s for 262,000 tokens."""
+        return longest_tokens(self._spell(token_id) for token_id in range(len(self.tokens)))
 
     def check_id(self, token_id: int) -> None:
         """Raises InvalidRequestError if `token_id` is not an id of this vocabulary."""

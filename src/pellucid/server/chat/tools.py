@@ -18,6 +18,7 @@ from pellucid.server.chat.formats import PLAIN_TEXT, ChatFormat
 from pellucid.server.chat.template_support import generation_prompt, tool_variables
 from pellucid.server.chat.tool_formats.base import Tool
 from pellucid.server.chat.tool_request import parse_choice, parse_tools
+from pellucid.tokenizer.chat_template import check_template_kwargs
 
 if TYPE_CHECKING:
     from pellucid.server.served_model import ServedModel
@@ -167,6 +168,7 @@ def render_chat(
         InvalidRequestError: malformed messages, or the template refuses them.
         ModelFileError: the model's chat template is faulty.
     """
+    check_template_kwargs(template_kwargs)
     tokenizer, support, tool_format = model.tokenizer, turn.format.template, turn.format.tools
     read = read_messages(messages)
     tools = [{"type": "function", "function": tool} for tool in turn.tools]
@@ -183,7 +185,8 @@ def render_chat(
             read = with_instructions(read, turn.tools, tool_format)
     if turn.format.reasoning is not None:
         turn = replace(turn, reasoning=_reasoning_of(turn, generation_prompt(tokenizer, **template_kwargs)))
-    return tokenizer.apply_chat_template(read, **variables, **template_kwargs), turn
+    max_tokens = model.max_model_len - 1
+    return tokenizer.apply_chat_template(read, max_tokens=max_tokens, **variables, **template_kwargs), turn
 
 
 def _reasoning_of(turn: ChatTurn, opening: str) -> Literal["begun", "possible", "off"]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import MAX_PARAM_CHARACTERS, InvalidRequestError
 from pellucid.core.validation import INT32_MAX, check_integer, refusal, shown
 from pellucid.server.served_model import ServedModel
 
@@ -40,7 +40,7 @@ def check_names(
             if not any(_equal(value, allowed) for allowed in neutral[name]):
                 raise InvalidRequestError(f"{name} is not supported: leave it out", param=name)
         elif name not in known:
-            close = difflib.get_close_matches(name, [*known, *LABELS, *neutral], n=1)
+            close = difflib.get_close_matches(name[:MAX_PARAM_CHARACTERS], [*known, *LABELS, *neutral], n=1)
             hint = f": did you mean {close[0]}?" if close else ""
             raise InvalidRequestError(f"{shown(name)} is not a parameter of this endpoint{hint}", param=name)
 

@@ -17,6 +17,7 @@ from pellucid.server.chat.tools import ChatTurn
 from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, required, without_nulls
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.server.served_model import ServedModel
+from pellucid.tokenizer.chat_template import check_template_kwargs
 
 MAX_PROMPTS = 2048
 """Prompts of one completion request."""
@@ -119,10 +120,13 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
     template_kwargs = body.get("chat_template_kwargs", {})
     if not isinstance(template_kwargs, dict):
         raise refusal("chat_template_kwargs", template_kwargs, "an object")
+    check_template_kwargs(template_kwargs)
     params = _sampling_params(
         body, max_tokens=next(iter(limits.values()), None), logprobs=top_logprobs if logprobs else None
     )
-    prompt = model.tokenizer.apply_chat_template(required(body, "messages"), **template_kwargs)
+    prompt = model.tokenizer.apply_chat_template(
+        required(body, "messages"), max_tokens=model.max_model_len - 1, **template_kwargs
+    )
     return _request(body, model, [prompt], params, is_chat=True)
 
 
