@@ -28,7 +28,7 @@ from pellucid.server.metrics.middleware import MetricsMiddleware
 from pellucid.server.request_log import RequestLog
 from pellucid.server.serving import Serving
 
-ROUTE_MODULES = ("completions", "messages", "metrics", "operations", "responses")
+ROUTE_MODULES = ("completions", "embeddings", "messages", "metrics", "operations", "responses", "tokenize")
 """The modules of `routes/`, each with its ROUTES."""
 
 

@@ -15,7 +15,7 @@ from pellucid.server.http.disconnect import CLIENT_CLOSED_REQUEST
 from pellucid.server.logs import fields, logger
 
 if TYPE_CHECKING:
-    from pellucid.core.outputs import RequestOutput
+    from pellucid.core.outputs import EmbeddingOutput, RequestOutput
 
 REQUEST_ID_HEADER = b"x-request-id"
 QUIET_PATHS = frozenset(("/health", "/ready", "/metrics"))
@@ -105,10 +105,11 @@ def _work(state: dict[str, Any]) -> dict[str, object]:
         values["error"] = state["error"].code
     generation = state.get("generation")
     outputs: Sequence[RequestOutput] = [] if generation is None else generation.outputs
+    pooled: Sequence[EmbeddingOutput] = state.get("pooled", ())
+    metrics = [*(output.metrics for output in outputs), *(output.metrics for output in pooled)]
+    for name in ("prompt_tokens", "cached_tokens", "output_tokens") if metrics else ():
+        values[name] = sum(getattr(each, name) for each in metrics)
     if outputs:
-        metrics = [output.metrics for output in outputs]
-        for name in ("prompt_tokens", "cached_tokens", "output_tokens"):
-            values[name] = sum(getattr(each, name) for each in metrics)
         values["ttft"] = round(min(each.ttft for each in metrics), 6)
         reasons = (completion.finish_reason for output in outputs for completion in output.outputs)
         values["finish"] = ",".join(dict.fromkeys(reasons))

@@ -1,0 +1,42 @@
+"""`/v1/embeddings` and `/v1/score`."""
+
+from __future__ import annotations
+
+import time
+from secrets import token_hex
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pellucid.server.embedding import embed_all
+from pellucid.server.http.json_body import read_json
+from pellucid.server.http.replies import bytes_response, json_response
+from pellucid.server.openai.embeddings import embeddings_body, parse_embeddings
+from pellucid.server.openai.score import parse_score, score_body
+from pellucid.server.serving import serving_of
+
+
+async def embeddings(request: Request) -> Response:
+    """A vector for each input."""
+    serving = serving_of(request)
+    body = await read_json(request, serving.settings.max_body_bytes)
+    asked = await serving.run(parse_embeddings, body, serving.model)
+    outputs = await embed_all(request, asked.pooled)
+    return bytes_response(await serving.run(embeddings_body, asked, outputs))
+
+
+async def score(request: Request) -> Response:
+    """How alike texts are."""
+    serving = serving_of(request)
+    body = await read_json(request, serving.settings.max_body_bytes)
+    asked = await serving.run(parse_score, body, serving.model)
+    outputs = await embed_all(request, asked.pooled)
+    name, created = token_hex(12), int(time.time())
+    return json_response(await serving.run(score_body, asked, outputs, name=name, created=created))
+
+
+ROUTES = [
+    Route("/v1/embeddings", embeddings, methods=["POST"]),
+    Route("/v1/score", score, methods=["POST"]),
+]
