@@ -88,20 +88,21 @@ class RequestIntake:
         """
         if isinstance(params, SamplingParams) and params.negative_prompt is not None:
             return replace(self.prepare(prompt), negative_token_ids=self._negative_token_ids(params.negative_prompt))
+        is_continued = not isinstance(params, PoolingParams)
+        max_tokens = self._max_model_len - is_continued
         if isinstance(prompt, str):
             if not prompt:
                 raise InvalidRequestError("the prompt is empty: give at least one character", param="prompt")
-            checked = Prompt(prompt, self._tokenizer.encode(prompt, max_tokens=self._max_model_len - 1))
+            checked = Prompt(prompt, self._tokenizer.encode(prompt, max_tokens=max_tokens))
         elif is_conversation(prompt):
-            token_ids = self._tokenizer.apply_chat_template(prompt, max_tokens=self._max_model_len - 1)
+            token_ids = self._tokenizer.apply_chat_template(prompt, max_tokens=max_tokens)
             checked = Prompt(None, token_ids)
         else:
             checked = Prompt(None, checked_token_ids(prompt, self._spec.vocab_size))
         num_tokens = len(checked.token_ids)
         if num_tokens == 0:
             raise InvalidRequestError("the prompt is empty: give at least one token", param="prompt")
-        is_continued = not isinstance(params, PoolingParams)
-        if num_tokens + is_continued > self._max_model_len:
+        if num_tokens > max_tokens:
             more = " and needs room for one more" if is_continued else ""
             raise ContextLengthError(
                 f"the prompt has {num_tokens} tokens{more}, "

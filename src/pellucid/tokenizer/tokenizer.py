@@ -186,8 +186,7 @@ class Tokenizer:
         found = least_tokens(spelled, self._vocabulary.longest_tokens)
         if found > max_tokens:
             raise ContextLengthError(
-                f"the prompt has {found} tokens or more, but only {max_tokens} fit in the context "
-                "with one that follows (max_model_len)",
+                f"the prompt has {found} tokens or more, but only {max_tokens} fit in the context (max_model_len)",
                 param="prompt",
             )
 

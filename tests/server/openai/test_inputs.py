@@ -7,6 +7,8 @@ import pytest
 from pellucid.core.errors import ContextLengthError, InvalidRequestError
 from pellucid.server.openai import inputs
 from pellucid.server.openai.inputs import MAX_INPUTS, check_vocabulary, encode_inputs, input_list
+from pellucid.tokenizer.tokenizer import Tokenizer
+from tests.support.chat_models import TOKENIZER
 from tests.support.served_models import served_model
 
 MODEL = served_model()
@@ -68,6 +70,13 @@ def test_one_that_is_too_long_is_refused_with_both_numbers() -> None:
     message = refused(encode_inputs, {"input": ["a", "a" * 1001]}, MODEL, kind=ContextLengthError)
     assert "1001 tokens" in message
     assert "1000 tokens" in message
+
+
+def test_one_that_cannot_be_encoded_is_refused_by_name() -> None:
+    model = served_model(tokenizer=Tokenizer.from_gguf(TOKENIZER))
+    assert "number 1" in refused(encode_inputs, {"input": ["a", "\ud800"]}, model)
+    message = refused(encode_inputs, {"input": ["a", "ab" * 50_000]}, model, kind=ContextLengthError)
+    assert message.startswith("input: number 1")
 
 
 def test_too_much_together_is_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def encode_inputs(
     for name, each in ((name, each) for name, own in inputs.items() for each in own):
         where = f"{name}: number {len(encoded)}"
         if isinstance(each, str):
-            token_ids = model.tokenizer.encode(each, add_special_tokens=add_special_tokens) if each else []
+            token_ids = _encode(each, model, where, name, add_special_tokens=add_special_tokens)
         else:
             token_ids = each
             check_vocabulary(name, token_ids, model)
@@ -72,6 +72,15 @@ def encode_inputs(
                 param=name,
             )
     return encoded
+
+
+def _encode(text: str, model: ServedModel, where: str, name: str, *, add_special_tokens: bool) -> list[int]:
+    if not text:
+        return []
+    try:
+        return model.tokenizer.encode(text, add_special_tokens=add_special_tokens, max_tokens=model.max_model_len)
+    except InvalidRequestError as error:  # half a character, or more tokens than are worth counting
+        raise type(error)(f"{where}: {error.message}", param=name) from None
 
 
 def check_vocabulary(name: str, token_ids: list[Any], model: ServedModel) -> None:
