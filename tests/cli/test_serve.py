@@ -213,3 +213,15 @@ def test_json_logs_are_json_to_the_last_line(chat_model: str) -> None:
     assert (request["method"], request["status"], request["finish"]) == ("POST", 200, "length")
     assert (request["output_tokens"], request["cached_tokens"]) == (3, 0)
     assert 0 < request["ttft"] < request["seconds"]
+
+
+@pytest.mark.parametrize("command", [["generate", "once", "--max-tokens", "2"], ["run-batch", "/dev/null", "-"]])
+def test_no_other_command_loads_what_only_a_server_needs(command: list[str], chat_model: str) -> None:
+    arguments = [*command, "--model", chat_model]
+    code = f"import sys; from pellucid.cli.main import main; main({arguments!r}); print('MODULES', *sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+    )
+    loaded = set(result.stdout.rpartition("MODULES")[2].split())
+    assert "pellucid.cli." + command[0].replace("-", "_") in loaded
+    assert loaded.isdisjoint(("starlette", "uvicorn", "h11", "anyio", "prometheus_client", "pellucid.server.app"))

@@ -785,6 +785,20 @@ def test_where_not_even_a_reset_helps_nobody_waits_for_ever(
             assert all(isinstance(result, (EngineError, EngineClosedError)) for result in results)
             with pytest.raises(EngineClosedError, match="ZeroDivisionError"):
                 await engine.complete("x")
+            await asyncio.wait_for(engine.wait_closed(), PATIENCE)
+
+    asyncio.run(main())
+
+
+def test_it_is_closed_once_it_was_shut_down_and_not_before(backend: GatedBackend) -> None:
+    async def main() -> None:
+        engine = AsyncEngine("fake")
+        waits = [asyncio.create_task(engine.wait_closed()) for _ in range(3)]
+        await engine.complete([1], GREEDY)
+        waits.pop().cancel()
+        assert not any(wait.done() for wait in waits)
+        await engine.shutdown()
+        await asyncio.wait_for(asyncio.gather(*waits, engine.wait_closed()), PATIENCE)
 
     asyncio.run(main())
 

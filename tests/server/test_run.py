@@ -80,7 +80,10 @@ class Outside:
 
 
 def serve(
-    monkeypatch: pytest.MonkeyPatch, load: Callable[[Any], Any], outside: Callable[[Outside], None]
+    monkeypatch: pytest.MonkeyPatch,
+    load: Callable[[Any], Any],
+    outside: Callable[[Outside], None],
+    **settings: Any,
 ) -> tuple[int, Runner, str]:
     """A server whose engine comes from `load(progress)`, while `outside` runs. Exit code, runner and log."""
     monkeypatch.setattr(loading, "AsyncEngine", lambda model, *, progress, **_: load(progress))
@@ -96,7 +99,7 @@ def serve(
 
     with logging_to(log, "info", "text"), frozen_garbage_forgotten():
         listener = bind("127.0.0.1", 0)
-        runner = Runner(ServerSettings(port=0, model="m"), listener)
+        runner = Runner(ServerSettings(port=0, model="m", **settings), listener)
         thread = threading.Thread(target=act, args=(listener.getsockname()[1],))
         thread.start()
         code = asyncio.run(runner.run())
@@ -202,6 +205,14 @@ def test_a_model_that_does_not_load_ends_the_server_which_tells_why(
     assert not runner.must_abandon_threads
 
 
+def test_a_parser_that_does_not_exist_ends_the_server_and_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine()
+    code, _, log = serve(monkeypatch, lambda progress: engine, lambda server: None, tool_call_parser="nonsense")
+    assert code == 2
+    assert "the model cannot be loaded: tool_call_parser must be one of auto, none, " in log
+    assert engine.num_shutdowns == 1
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_download(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int) -> None:
     ended = threading.Event()
@@ -241,12 +252,12 @@ def test_an_engine_that_comes_too_late_is_ended(monkeypatch: pytest.MonkeyPatch)
     go = threading.Event()
     stopping = threading.Event()
 
-    async def stop(self: loading.Loading, seconds: float) -> bool:
+    async def end(self: loading.Loading, seconds: float) -> bool:
         stopping.set()
         return await original(self, seconds)
 
-    original = loading.Loading.stop
-    monkeypatch.setattr(loading.Loading, "stop", stop)
+    original = loading.Loading.end
+    monkeypatch.setattr(loading.Loading, "end", end)
 
     def load(progress: Any) -> FakeEngine:
         go.set()

@@ -17,10 +17,18 @@ class FakeTokenizer:
     eos_token_ids = frozenset({EOS})
     special_ids = frozenset({EOS})
     strips_leading_space = False
+    has_chat_template = False
+    chat_template = None
     vocab_size = len(ALPHABET)
 
     def prepare(self) -> None:
         """Nothing to do."""
+
+    def token_to_id(self, token: str) -> int | None:
+        return ALPHABET.index(token) if len(token) == 1 and token in ALPHABET else None
+
+    def id_to_token(self, token_id: int) -> str:
+        return ALPHABET[token_id]
 
     def encode(
         self,

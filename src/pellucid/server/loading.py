@@ -34,11 +34,12 @@ class Loading:
         self._thread = threading.Thread(target=self._load, name="pellucid-loading", daemon=True)
         self._thread.start()
 
-    async def stop(self, seconds: float) -> bool:
-        """Give up; a download ends at once, what is being read is read to the end.
+    async def end(self, seconds: float) -> bool:
+        """End the engine, which aborts its requests, or the loading of it: a download at once, while what is being read
+        is read to the end.
 
         Returns:
-            Whether it has ended within `seconds`.
+            Whether that has ended within `seconds`.
         """
         self._is_stopped = True
         await asyncio.wait((self.engine,), timeout=seconds)

@@ -191,11 +191,11 @@ class Runner:
         tasks = self._web.server_state.tasks
         if tasks:
             logger.warning("Aborting requests", extra=fields(requests=len(tasks)))
-        if not await loading.stop(CLOSING_SECONDS):
+        if not await loading.end(CLOSING_SECONDS):
             self.must_abandon_threads = True
-        await self._serving.close()
         if tasks:
             await asyncio.wait(tuple(tasks), timeout=CLOSING_SECONDS)
+        await self._serving.close()
         self._web.should_exit = True
         self._web.force_exit = bool(tasks)
         await web

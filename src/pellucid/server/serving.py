@@ -12,6 +12,7 @@ from typing import Literal, ParamSpec, TypeAlias, TypeVar
 from starlette.requests import Request
 
 from pellucid.engine.async_engine import AsyncEngine
+from pellucid.server.chat.formats import chat_format_of
 from pellucid.server.errors import NotReadyError
 from pellucid.server.metrics.server_metrics import ServerMetrics
 from pellucid.server.served_model import ServedModel
@@ -82,8 +83,11 @@ class Serving:
         return self._model
 
     def set_ready(self, engine: AsyncEngine) -> None:
-        """The model is loaded."""
-        self._engine = engine
+        """The model is loaded.
+
+        Raises:
+            InvalidRequestError: there is no parser of a name that the settings have.
+        """
         self._model = ServedModel(
             self.settings.served_model_names,
             engine.tokenizer,
@@ -91,7 +95,13 @@ class Serving:
             engine.spec.vocab_size,
             engine.spec.hidden_size,
             self.settings.max_output_tokens,
+            chat_format_of(
+                engine.tokenizer,
+                tool_call_parser=self.settings.tool_call_parser,
+                reasoning_parser=self.settings.reasoning_parser,
+            ),
         )
+        self._engine = engine
         self.load_seconds = time.monotonic() - self._begin
         self._state = "ready"
 
