@@ -26,50 +26,18 @@ from pellucid import (
     SamplingParams,
     TokenOutput,
 )
-from pellucid.core.batch import ForwardBatch, ForwardOutput
 from pellucid.engine import async_engine, loading
 from pellucid.engine.async_request import AsyncTokenStream
 from pellucid.engine.llm_engine import LLMEngine
 from pellucid.engine.scheduler import Scheduler
 from tests.support.engines import answer_alone, load_fake_backend
-from tests.support.fake_backend import FakeBackend
 from tests.support.fake_tokenizer import FakeTokenizer
+from tests.support.gated_backend import GatedBackend
 from tests.support.tiny_models import write_tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 ENDLESS = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
 PATIENCE = 600  # seconds, for a machine that is busy or stands still; what is well never comes near it
-
-
-class GatedBackend(FakeBackend):
-    """A forward takes place when it is let: `let(n)` lets n more, `open()` all."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._gate = threading.Semaphore(0)
-        self._is_open = True
-        self.arrivals = threading.Semaphore(0)
-
-    def close_gate(self) -> None:
-        self._is_open = False
-
-    def let(self, count: int) -> None:
-        for _ in range(count):
-            self._gate.release()
-
-    def open(self) -> None:
-        self._is_open = True
-        self.let(1)
-
-    def forward(self, batch: ForwardBatch) -> ForwardOutput:
-        if not self._is_open:
-            self.arrivals.release()
-            self._gate.acquire()
-        return super().forward(batch)
-
-    async def arrived(self) -> None:
-        """A forward has come to the gate: all steps before it are done."""
-        await asyncio.to_thread(self.arrivals.acquire)
 
 
 @pytest.fixture

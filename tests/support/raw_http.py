@@ -57,18 +57,31 @@ class RawClient:
 
     async def answer(self) -> Answer:
         """The next answer; EOFError or ConnectionError where none comes."""
+        status, headers = await self.head()
+        if headers.get("transfer-encoding") == "chunked":
+            body = b"".join([piece async for piece in self.chunks()])
+        else:
+            async with asyncio.timeout(PATIENCE):
+                body = await self.reader.readexactly(int(headers.get("content-length", 0)))
+        return Answer(status, headers, body)
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """Status and headers of the next answer."""
         async with asyncio.timeout(PATIENCE):
             head = await self.reader.readuntil(b"\r\n\r\n")
-            first, *lines = head.decode("latin-1").strip().split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-            if headers.get("transfer-encoding") == "chunked":
-                body = b""
-                while size := int(await self.reader.readline(), 16):
-                    body += (await self.reader.readexactly(size + 2))[:-2]
-                await self.reader.readline()
-            else:
-                body = await self.reader.readexactly(int(headers.get("content-length", 0)))
-            return Answer(int(first.split()[1]), headers, body)
+        first, *lines = head.decode("latin-1").strip().split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return int(first.split()[1]), headers
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The pieces of a body that is sent in chunks."""
+        while True:
+            async with asyncio.timeout(PATIENCE):
+                size = int(await self.reader.readline(), 16)
+                piece = (await self.reader.readexactly(size + 2))[:-2]
+            if not piece:
+                return
+            yield piece
 
     async def closed(self) -> bytes:
         """What comes until the server closes the connection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from traceback import format_tb
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from pellucid.weights.cache import Progress
 
 NUM_TOKENIZER_THREADS = 2
+
+logger = logging.getLogger(__name__)
 
 Command: TypeAlias = Callable[[], None]
 
@@ -427,6 +431,9 @@ class AsyncEngine:
         try:
             output = call()
         except Exception as defect:
+            # Its message may quote a prompt; those whose requests fail get it.
+            where = "".join(format_tb(defect.__traceback__)).rstrip()
+            logger.error("the engine failed, and begins anew: %s\n%s", type(defect).__name__, where)
             output = self._engine.reset(defect)
         if output is None:
             return
@@ -524,7 +531,8 @@ class AsyncEngine:
         error = _engine_error(defect)
         with self._requests_lock:
             self._is_stopping = True
-            self._refusal = error.message
+            kind = type(defect).__name__  # and not its message, which may quote a prompt
+            self._refusal = f"this engine has failed ({kind}) and takes no more requests; it must be loaded anew"
             for request in self._forget_all():
                 self._send(request, error)
         self._flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pellucid.core.batch import SampledTokens
-from pellucid.core.errors import BackendError, PellucidError
+from pellucid.core.errors import BackendError, CapacityError, PellucidError
 from pellucid.core.metrics import EngineCounters
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.core.trace import TraceSink
@@ -148,12 +148,24 @@ class StepRunner:
                 if not alone.sequences[0].is_finished:
                     self.run(alone, output)
             return
-        failure = error if isinstance(error, PellucidError) else BackendError(f"the step failed: {error!r}")
-        failure.__cause__ = None if failure is error else error
+        failure = _failure(error)
         for sequence in plan.sequences:
             ended = self._scheduler.finish_group(sequence.group, "error", error=failure)
             if ended:
                 self._output_processor.finish_early(sequence.group, ended, output)
+
+
+def _failure(error: Exception) -> PellucidError:
+    """What a request is told that failed with `error`."""
+    if isinstance(error, PellucidError):
+        return error
+    failure: PellucidError
+    if isinstance(error, MemoryError):
+        failure = CapacityError("there was no memory for a step of this request: ask for less, or try again later")
+    else:
+        failure = BackendError(f"the step failed: {error!r}")
+    failure.__cause__ = error
+    return failure
 
 
 def _parts(plan: Plan) -> list[Plan]:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.core.errors import PellucidError
 from pellucid.core.validation import shown
-from pellucid.server.errors import MethodNotAllowedError, NotFoundError, internal_error
+from pellucid.server.errors import MethodNotAllowedError, NotFoundError, internal_error, told
 from pellucid.server.http.disconnect import CLIENT_CLOSED_REQUEST
 from pellucid.server.http.draining import RefuseWhileDraining
 from pellucid.server.http.limits import Limits
@@ -72,7 +72,7 @@ def create_app(serving: Serving) -> Starlette:
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, PellucidError)
     request.state.error = error
-    return error_response(error, request.url.path)
+    return error_response(told(error), request.url.path)
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:

@@ -91,7 +91,24 @@ class DeadlineError(PellucidError):
 def internal_error(defect: Exception) -> PellucidError:
     """What a client is told of a defect: a number, under which the log has it. The log has where it happened, and not
     the message, which may quote a prompt."""
+    return PellucidError(f"internal error {_logged(defect)}: this is a bug in Pellucid; {_IN_LOG}")
+
+
+def told(error: PellucidError) -> PellucidError:
+    """`error` as a client is told of it. What the server itself failed at (500) goes into the log, under a number that
+    the client gets too. Where a defect is behind it, its message, which may quote the prompt of another, stays here."""
+    if error.status != PellucidError.status or type(error) is PellucidError:
+        return error
+    if isinstance(error.__cause__, Exception):
+        return type(error)(internal_error(error.__cause__).message)
+    return type(error)(f"{error.message} (error {_logged(error)}: {_IN_LOG})", param=error.param)
+
+
+_IN_LOG = "the server's log has it by this number"
+
+
+def _logged(defect: Exception) -> str:
     number = token_hex(8)
     where = "".join(format_tb(defect.__traceback__))
     logger.error("internal error %s: %s\n%s", number, type(defect).__name__, where.rstrip())
-    return PellucidError(f"internal error {number}: this is a bug in Pellucid; the server's log has it by this number")
+    return number

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pellucid.core.errors import PellucidError
-from pellucid.server.errors import internal_error
+from pellucid.server.errors import internal_error, told
 from pellucid.server.http.chunks import ChunkWriter, chunk_writer
 from pellucid.server.http.disconnect import disconnected
 from pellucid.server.http.replies import send_error
@@ -34,7 +34,8 @@ class EventStream(Response):
     """Sends what `events` yields, whole events, the terminal one last.
 
     What fails before the first event is an answer of its own, with its status. What fails later is told by the last
-    event. While nothing comes, comments are sent. When the client is gone, `events` is closed.
+    event. While nothing comes, comments are sent. When the client is gone, `events` is closed; ClientDisconnect is
+    raised where nothing was sent yet.
 
     Args:
         tell: the last events of a stream that failed, from its error.
@@ -54,15 +55,17 @@ class EventStream(Response):
         self._events = events
         self._tell = tell
         self._heartbeat_seconds = heartbeat_seconds
+        self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(scope, receive, send))
         leaving = asyncio.create_task(disconnected(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
+            if sending.done():
+                sending.result()
+            elif not self._has_begun:
                 raise ClientDisconnect
-            sending.result()
         finally:
             for task in (sending, leaving):
                 task.cancel()
@@ -77,8 +80,9 @@ class EventStream(Response):
                 try:
                     first.result()
                 except PellucidError as error:
-                    await send_error(error, scope, receive, send)
+                    await send_error(told(error), scope, receive, send)
                     return
+            self._has_begun = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             body = _Body(send, chunk_writer(scope), self._heartbeat_seconds)
             try:
@@ -96,7 +100,7 @@ class EventStream(Response):
             async for events in self._events:
                 await body.send(events)
         except Exception as failure:
-            error = failure if isinstance(failure, PellucidError) else internal_error(failure)
+            error = told(failure) if isinstance(failure, PellucidError) else internal_error(failure)
             scope.setdefault("state", {})["error"] = error  # for the log
             await body.send(self._tell(error))
         await body.end()
