@@ -157,12 +157,18 @@ def parse_chat_turn(tools: Any, tool_choice: Any, parallel_tool_calls: Any, mode
 
 
 def render_chat(
-    messages: Sequence[Mapping[str, Any]], turn: ChatTurn, model: ServedModel, **template_kwargs: Any
+    messages: Sequence[Mapping[str, Any]],
+    turn: ChatTurn,
+    model: ServedModel,
+    *,
+    add_generation_prompt: bool = True,
+    **template_kwargs: Any,
 ) -> tuple[list[int], ChatTurn]:
     """The prompt's token ids, with the tools in it, and `turn` as the prompt makes it: it may end within reasoning.
 
     Args:
         messages: in OpenAI's form; an assistant's `tool_calls`, and results with the role "tool".
+        add_generation_prompt: end with what opens the assistant's turn.
 
     Raises:
         InvalidRequestError: malformed messages, or the template refuses them.
@@ -185,8 +191,10 @@ def render_chat(
             read = with_instructions(read, turn.tools, tool_format)
     if turn.format.reasoning is not None:
         turn = replace(turn, reasoning=_reasoning_of(turn, generation_prompt(tokenizer, **template_kwargs)))
-    max_tokens = model.max_model_len - 1
-    return tokenizer.apply_chat_template(read, max_tokens=max_tokens, **variables, **template_kwargs), turn
+    token_ids = tokenizer.apply_chat_template(
+        read, add_generation_prompt, max_tokens=model.max_model_len - 1, **variables, **template_kwargs
+    )
+    return token_ids, turn
 
 
 def _reasoning_of(turn: ChatTurn, opening: str) -> Literal["begun", "possible", "off"]:

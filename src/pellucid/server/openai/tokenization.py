@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.core.validation import check_boolean, refusal, shown
+from pellucid.core.validation import check_boolean, refusal
 from pellucid.server.chat.tools import parse_chat_turn, render_chat
 from pellucid.server.http.replies import join_object, json_bytes, long_list
 from pellucid.server.openai.fields import check_names, model_name, required, without_nulls
 from pellucid.server.openai.inputs import check_vocabulary
 from pellucid.server.served_model import ServedModel
-from pellucid.tokenizer.chat_template import TEMPLATE_KWARGS
+from pellucid.tokenizer.chat_template import check_template_kwargs
 
 _OF_A_PROMPT = frozenset(("prompt", "add_special_tokens", "parse_special"))
 _OF_A_CONVERSATION = frozenset(("messages", "tools", "add_generation_prompt", "chat_template_kwargs"))
@@ -87,11 +87,7 @@ def _of_conversation(body: Mapping[str, Any], model: ServedModel) -> list[int]:
     template_kwargs = body.get("chat_template_kwargs", {})
     if not isinstance(template_kwargs, dict):
         raise refusal("chat_template_kwargs", template_kwargs, "an object")
-    for name in template_kwargs.keys() - TEMPLATE_KWARGS:
-        raise InvalidRequestError(
-            f"{shown(name)} is not an option of chat templates; options are {', '.join(sorted(TEMPLATE_KWARGS))}",
-            param=f"chat_template_kwargs.{name}",
-        )
+    check_template_kwargs(template_kwargs)
     turn = parse_chat_turn(body.get("tools"), None, None, model.chat_format)
     token_ids, _ = render_chat(body["messages"], turn, model, add_generation_prompt=opens_turn, **template_kwargs)
     return token_ids
