@@ -30,6 +30,7 @@ RUN = [
     "docs/search.md",
     "docs/speculation.md",
     "docs/structured-output.md",
+    "docs/tool-calling.md",
 ]
 
 SNIPPET = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)

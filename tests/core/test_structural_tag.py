@@ -84,6 +84,8 @@ def nested(depth: int) -> Any:
         ({**TRIGGERED, "triggers": ["b"]}, r"format.tags\[0\].begin must begin with exactly one .*none does"),
         ({**TRIGGERED, "triggers": ["<", "<a"]}, "exactly one of the triggers: 2 do"),
         ({**TRIGGERED, "triggers": "<"}, "format.triggers must be a list"),
+        ({**TRIGGERED, "or_text": ["x"]}, "format.or_text must be some of the triggers, not 'x'"),
+        ({**TRIGGERED, "or_text": []}, "format.or_text must be a list that is not empty"),
         ({**TRIGGERED, "at_least_one": 1}, "format.at_least_one must be true or false"),
         (nested(16), "nested more than 16 deep"),
         ({"type": "const_string", "value": "\ud800"}, "half a character"),

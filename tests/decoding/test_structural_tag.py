@@ -112,6 +112,21 @@ def test_several_triggers() -> None:
     check(form, whole=[f'hi <a>f1{SPECIAL}{{"a": 1}} <a>f1'], no=[f"{SPECIAL}f1", '<a>{"a": 1}'])
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_text_goes_on_where_no_tag_does(once: bool) -> None:
+    tags = [tag('{"n": "f", '), tag('{"n": "f2", '), tag("<c>")]
+    triggers = ['{"n": "', "<c>"]
+    form = {"type": "triggered_tags", "triggers": triggers, "tags": tags, "or_text": triggers[:1]}
+    call, text = '{"n": "f2", {"a": 1}', 'a {"n": "g", {"n": "f3" {"n": "f", '
+    check(
+        {**form, "stop_after_first": once},
+        whole=["", call, f'{{"n": "{call}', 'a {"n": "g"} b', f'{{"n": "f3{call}', '<c>{"a": 1}', '{"n": "f'],
+        no=["<c>x", '{"n": "f", x', '{"n": "f", {"b"', text + "x"],
+    )
+    assert verdict({**form, "stop_after_first": once}, f"{call} {call}") == ("no" if once else "whole")
+    check({**form, "at_least_one": True}, whole=[call, f"{call} x"], begun=[""], no=["x"])
+
+
 def test_random_answers_follow_their_tag() -> None:
     form = {**separated(at_least_one=True)}
     one = r'(f\{"a": -?[0-9]+(, "b": "x")?\}|gx)'

@@ -67,6 +67,27 @@ def doubled(make: Callable[[dict[str, str]], dict[str, Any]]) -> dict[str, Any]:
     return {"json": {"$defs": {**found, "a30": {"type": "object"}}, "$ref": "#/$defs/a0"}}
 
 
+def tags_in_tags(depth: int) -> dict[str, Any]:
+    """Tags that are written twice in each of which are tags that are written twice."""
+    form: dict[str, Any] = {"type": "const_string", "value": "long " * 20}
+    for number in range(depth):
+        tag = {"begin": f"<{number}>", "content": form, "end": ""}
+        several = {"type": "tags_with_separator", "separator": ",", "at_least_one": True}
+        free = {"type": "triggered_tags", "triggers": ["<"], "at_least_one": True}
+        form = {**(free if number % 2 else several), "tags": [tag]}
+    return {"structural_tag": {"format": form}}
+
+
+def tags(count: int, content: dict[str, Any], *, one_trigger: bool) -> dict[str, Any]:
+    found = [{"begin": f"<tag {number}>", "content": content, "end": f"</tag {number}>"} for number in range(count)]
+    triggers = ["<tag "] if one_trigger else [tag["begin"] for tag in found]
+    return {"structural_tag": {"format": {"type": "triggered_tags", "triggers": triggers, "tags": found}}}
+
+
+def tag_of(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"structural_tag": {"format": {"type": kind, **fields}}}
+
+
 BOMBS: dict[str, dict[str, Any]] = {
     "rules": rules("{}:{}"),
     "rules in brackets": rules("{}:" + "[" * 20 + "{}" + "]" * 20),
@@ -109,6 +130,27 @@ BOMBS: dict[str, dict[str, Any]] = {
     "ambiguous": {"grammar": 'start: s\ns: s s s | s s | "a" |\n'},
     "a million rules": {"grammar": 'start: s{1,1000000}\ns: "a" | "b"\n'},
     "deep GBNF": {"grammar": "root ::= " + "(" * 8000 + '"a"' + ")" * 8000 + "\n"},
+    "tags in tags": tags_in_tags(7),
+    "many tags": tags(2500, {"type": "any_text"}, one_trigger=True),
+    "many triggers": tags(2000, {"type": "const_string", "value": "x"}, one_trigger=False),
+    "long triggers": tag_of(
+        "triggered_tags",
+        triggers=["ab" * 2000 + letter for letter in string.ascii_letters],
+        tags=[
+            {"begin": "ab" * 2000 + letter, "content": {"type": "any_text"}, "end": ""}
+            for letter in string.ascii_letters[:10]
+        ],
+    ),
+    "deep JSON in a tag": tag_of("json_schema", json_schema=json.loads('{"items":' * 400 + "{}" + "}" * 400)),
+    "definitions in tags": tag_of(
+        "or",
+        elements=[
+            {"type": "json_schema", "json_schema": json.loads(definitions('{"items":{"$ref":"NEXT"}}')["json"])}
+            for _ in range(2)
+        ],
+    ),
+    "many alternatives": tag_of("or", elements=[{"type": "const_string", "value": f"{n}"} for n in range(5000)]),
+    "a long sequence": tag_of("sequence", elements=[{"type": "any_text"}] * 9000),
     "long GBNF": {"grammar": 'root ::= a\na ::= "x"\n' + "".join(f'r{n} ::= a "y"\n' for n in range(900))},
 }
 

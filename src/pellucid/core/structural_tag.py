@@ -1,5 +1,9 @@
 """Answers in which free text and structures take turns: structural tags, in the form of XGrammar
-(https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html), which vLLM takes too."""
+(https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html), which vLLM takes too.
+
+One field is not of XGrammar's: `or_text` lists those of the triggers after which text goes on where no tag does. None
+of them may begin within another one.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ _FIELDS: dict[str, dict[str, tuple[str, bool]]] = {
         "tags": ("tags", False),
         "at_least_one": ("boolean", True),
         "stop_after_first": ("boolean", True),
+        "or_text": ("texts", True),
     },
     "tags_with_separator": {
         "tags": ("tags", False),
@@ -130,6 +135,9 @@ def _checked_field(check: str, value: Any, name: str, depth: int) -> Any:
 
 
 def _check_triggers(form: Format, name: str) -> None:
+    for trigger in form.get("or_text", ()):
+        if trigger not in form["triggers"]:
+            raise _refused(f"{name}.or_text", trigger, "some of the triggers")
     for index, tag in enumerate(form["tags"]):
         matching = [trigger for trigger in form["triggers"] if tag["begin"].startswith(trigger)]
         if len(matching) != 1:

@@ -16,6 +16,8 @@ from pellucid.tokenizer.tokenizer import Tokenizer
 
 JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON beside text is written as Python's `json.dumps` writes it, which is what models were trained on."""
+LONGEST_EXPRESSION = 60
+"""Longer ones become rules."""
 
 
 def structural_tag_grammar(text: str, tokenizer: Tokenizer, lark_of: Callable[[str], str]) -> str:
@@ -28,8 +30,8 @@ def structural_tag_grammar(text: str, tokenizer: Tokenizer, lark_of: Callable[[s
     Raises:
         ValueError: it holds a grammar that is malformed.
     """
-    writer = _Writer(tokenizer, lark_of)
-    start = writer.expression(json.loads(text)["format"])
+    writer, form = _Writer(tokenizer, lark_of), json.loads(text)["format"]
+    start = writer.expression(form)
     rules = [f"start: {start}", r"TEXT: /(.|\n)*/", *writer.rules]
     return json.dumps({"grammars": [{"lark_grammar": "\n".join([*rules, ""])}, *writer.grammars]}, ensure_ascii=False)
 
@@ -47,6 +49,7 @@ class _Writer:
         self.grammars: list[dict[str, Any]] = []
         self._lark_of = lark_of
         self._names: dict[str, str] = {}
+        self._expressions: dict[int, str] = {}  # by the id of a format, all of which live as long as this
         special = {
             tokenizer.id_to_token(token_id): token_id for token_id in tokenizer.special_ids | tokenizer.eos_token_ids
         }
@@ -55,7 +58,17 @@ class _Writer:
         self._splitter = re.compile(f"({'|'.join(map(re.escape, spellings))})") if spellings else None
 
     def expression(self, form: Format) -> str:
-        """`form` as an expression that can stand in a sequence."""
+        """`form` as an expression that can stand in a sequence: written once, and short, because what it is part of may
+        need it several times."""
+        written = self._expressions.get(id(form))
+        if written is None:
+            written = self._written(form)
+            if len(written) > LONGEST_EXPRESSION:
+                written = self._rule("part", written)
+            self._expressions[id(form)] = written
+        return written
+
+    def _written(self, form: Format) -> str:
         kind = form["type"]
         if kind == "const_string":
             return self._literal(form["value"])
@@ -76,34 +89,38 @@ class _Writer:
             return self._tag(form)
         return self._triggered(form) if kind == "triggered_tags" else self._separated(form)
 
-    def _tag(self, tag: Format) -> str:
-        if tag["content"]["type"] != "any_text" or not tag["end"]:
-            return _sequence([self._literal(tag["begin"]), self.expression(tag["content"]), self._literal(tag["end"])])
-        # Lazy, so that it wins over free text that could begin in the same way.
-        begin = self._lazy(self._parts(tag["begin"])) if tag["begin"] else ""
-        return _sequence([begin, self._text_until(tag["end"])])
+    def _tag(self, tag: Format, *, lazy: bool = False) -> str:
+        """A tag; `lazy` if its beginning wins over free text that could begin in the same way."""
+        begin, content, end = tag["begin"], tag["content"], tag["end"]
+        free = content["type"] == "any_text" and end
+        written = self._lazy(self._parts(begin)) if begin and (lazy or free) else self._literal(begin)
+        if free:
+            return _sequence([written, self._text_until(end)])
+        return _sequence([written, self.expression(content), self._literal(end)])
 
     def _triggered(self, form: Format) -> str:
+        or_text = form.get("or_text", ())
         bodies: dict[str, list[str]] = {}
         for tag in form["tags"]:
             trigger = next(trigger for trigger in form["triggers"] if tag["begin"].startswith(trigger))
-            body = self._tag({**tag, "begin": tag["begin"][len(trigger) :]})
+            body = self._tag({**tag, "begin": tag["begin"][len(trigger) :]}, lazy=trigger in or_text)
             bodies.setdefault(trigger, []).append(body)
         once = form.get("stop_after_first", False)
-        first = self._alternatives([self._tag(tag) for tag in form["tags"]]) if form.get("at_least_one") else ""
+        first = self._alternatives([self.expression(tag) for tag in form["tags"]]) if form.get("at_least_one") else ""
         if first and once:
             return first
-        each = [
+        found = [
             _sequence([self._text_until(trigger), self._alternatives(alternatives)])
             for trigger, alternatives in bodies.items()
         ]
-        following = self._alternatives(each)
+        text = [self._text_until(trigger) for trigger in or_text]
         if once:
-            return self._alternatives(["TEXT", following])
-        return _sequence([first, f"({following})* TEXT"])
+            between = f"({self._alternatives(text)})*" if text else ""
+            return _sequence([between, self._alternatives(["TEXT", *found])])
+        return _sequence([first, f"({self._alternatives([*found, *text])})* TEXT"])
 
     def _separated(self, form: Format) -> str:
-        tags = self._alternatives([self._tag(tag) for tag in form["tags"]])
+        tags = self._alternatives([self.expression(tag) for tag in form["tags"]])
         if not form.get("stop_after_first"):
             tags = f"{tags} ({_sequence([self._literal(form['separator']), tags])})*"
         return tags if form.get("at_least_one") else f"({tags})?"

@@ -17,6 +17,7 @@ from pellucid.server.chat.formats import chat_format_of
 from pellucid.server.chat.message import ChatMessage
 from pellucid.server.chat.parser import read_message
 from pellucid.server.chat.tool_formats import base
+from pellucid.server.chat.tool_request import MAX_TOOLS
 from pellucid.server.chat.tools import ChatTurn, parse_chat_turn, render_chat
 from pellucid.server.served_model import ServedModel
 from pellucid.tokenizer import Tokenizer
@@ -116,6 +117,20 @@ def test_required_answers_are_calls_and_nothing_else(name: str) -> None:
         check_calls(message, tools)
         assert message.text == "", text
         assert 1 <= len(message.tool_calls) <= (9 if turn.parallel_tool_calls else 1), text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_as_many_functions_as_a_request_may_have(name: str) -> None:
+    template, special, trigger = FORMATS[name]
+    model = served(chat_tokenizer(template, *special))
+    parameters = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters}}
+        for name in ("f", *(f"function_{number}" for number in range(MAX_TOOLS - 1)))
+    ]
+    turn = turn_of(model, tools, "auto", parallel=False)
+    message = read_message(model.chat_format.parser(turn), random_answer(turn, model.tokenizer, trigger, 0))
+    check_calls(message, tools)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Generator, Iterable
 from typing import Any, TypeAlias, TypeVar
 
@@ -178,9 +179,11 @@ class Markers:
     """Strings to look for in text that comes in pieces. None begins within another, but where they begin alike."""
 
     def __init__(self, markers: Iterable[str]) -> None:
-        self._markers = sorted(set(markers), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, self._markers)))
-        self._firsts = re.compile("|".join({re.escape(marker[0]) for marker in self._markers}))
+        self._sorted = sorted(markers)
+        self._longest = max(map(len, self._sorted))
+        longest_first = sorted(self._sorted, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._firsts = re.compile("|".join({re.escape(marker[0]) for marker in self._sorted}))
 
     def find(self, text: str, position: int = 0) -> tuple[int, str] | None:
         """Where the first marker from `position` on is, and which."""
@@ -189,10 +192,10 @@ class Markers:
 
     def held(self, text: str) -> int:
         """How much of the end of `text`, in which there is no marker, may be the beginning of one."""
-        begin = max(0, len(text) - len(self._markers[0]) + 1)
-        for match in self._firsts.finditer(text, begin):
+        for match in self._firsts.finditer(text, max(0, len(text) - self._longest + 1)):
             rest = text[match.start() :]
-            if any(marker.startswith(rest) for marker in self._markers):
+            place = bisect_left(self._sorted, rest)
+            if place < len(self._sorted) and self._sorted[place].startswith(rest):
                 return len(rest)
         return 0
 

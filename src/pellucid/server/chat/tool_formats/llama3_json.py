@@ -29,23 +29,21 @@ PYTHON_TAG = "<|python_tag|>"
 SEPARATOR = "; "
 
 
-def beginnings(name: str) -> list[str]:
-    """How a call of `name` may begin in the midst of text, up to its arguments. Any other JSON is text: an answer may
-    hold an object that has a name."""
-    quoted = json.dumps(name)
-    return [
-        f'{{"name": {quoted}, "parameters": ',
-        f'{{"name":{quoted},"parameters":',
-        f'{{"type": "function", "name": {quoted}, "parameters": ',
-        f'{{"type":"function","name":{quoted},"parameters":',
-    ]
+# How a call may begin in the midst of text, up to its arguments: before and after the name. Any other JSON is text: an
+# answer may hold an object that has a name.
+BEGINNINGS = (
+    ('{"name": "', '", "parameters": '),
+    ('{"name":"', '","parameters":'),
+    ('{"type": "function", "name": "', '", "parameters": '),
+    ('{"type":"function","name":"', '","parameters":'),
+)
 
 
 class Llama3JsonReader(CallReader):
     """Reads calls in text, and those after `<|python_tag|>`."""
 
     def __init__(self, names: Collection[str]) -> None:
-        self._named = {beginning + "{": name for name in names for beginning in beginnings(name)}
+        self._named = {f"{before}{name}{after}{{": name for name in names for before, after in BEGINNINGS}
         super().__init__(names, (PYTHON_TAG, *self._named))
 
     def _section(self, marker: str) -> Reading[Outcome]:
@@ -105,10 +103,14 @@ class Llama3JsonFormat(ToolFormat):
         return Llama3JsonReader(names)
 
     def optional(self, tools: Sequence[Tool], *, parallel: bool) -> Format:
-        calls = [tag(begin, arguments_format(tool), "}") for tool in tools for begin in beginnings(tool["name"])]
+        calls = [
+            tag(f"{before}{tool['name']}{after}", arguments_format(tool), "}")
+            for tool in tools
+            for before, after in BEGINNINGS
+        ]
         tagged = tag(PYTHON_TAG, self.required(tools, parallel=parallel), "")
-        triggers = [PYTHON_TAG, *(call["begin"] for call in calls)]
-        return triggered(triggers, [tagged, *calls], once=not parallel)
+        triggers = [before for before, _ in BEGINNINGS]
+        return {**triggered([PYTHON_TAG, *triggers], [tagged, *calls], once=not parallel), "or_text": triggers}
 
     def required(self, tools: Sequence[Tool], *, parallel: bool) -> Format:
         calls = [json_call(tool, "parameters") for tool in tools]
