@@ -37,19 +37,20 @@ def shortest_cover(data: bytes, tokens: list[bytes]) -> float:
 BYTES = st.binary(max_size=12).map(lambda data: bytes(byte % 3 for byte in data))
 
 
-@given(BYTES, st.lists(BYTES.filter(len), max_size=6))
-def test_never_more_than_the_shortest_spelling(data: bytes, tokens: list[bytes]) -> None:
+@given(BYTES, st.lists(BYTES.filter(len), max_size=6), st.integers(0, 12))
+def test_never_more_than_the_shortest_spelling(data: bytes, tokens: list[bytes], enough: int) -> None:
     tokens = [*tokens, b"\0", b"\1", b"\2"]
-    assert least_tokens(data, longest_tokens(tokens)) <= shortest_cover(data, tokens)
+    assert least_tokens(data, longest_tokens(tokens), enough) <= shortest_cover(data, tokens)
 
 
 def test_how_near_it_comes() -> None:
     longest = longest_tokens([b"a", b"aaaa", b"bb"])
-    assert least_tokens(b"a" * 1000, longest) == 250
-    assert least_tokens(b"b" * 1000, longest) == 500
-    assert least_tokens(b"c" * 1000, longest) == 1000
-    assert least_tokens(b"abc", longest) == 1
-    assert least_tokens(b"", longest) == 0
+    assert least_tokens(b"a" * 1000, longest, 1000) == 250
+    assert least_tokens(b"b" * 1000, longest, 1000) == 500
+    assert least_tokens(b"c" * 1000, longest, 1000) == 1000
+    assert least_tokens(b"abc", longest, 1000) == 1
+    assert least_tokens(b"", longest, 1000) == 0
+    assert least_tokens(b"c" * 1000, longest, 9) == 10 + 990 // 4
 
 
 def check(tokenizer: Tokenizer, count: int = 60) -> None:
@@ -93,7 +94,7 @@ def test_bytes_without_a_token_are_no_tokens(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_mutant_that_counts_bytes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer.from_gguf(byte_level_metadata())
     check(tokenizer)
-    monkeypatch.setattr(tokenizer_module, "least_tokens", lambda data, longest: len(data))
+    monkeypatch.setattr(tokenizer_module, "least_tokens", lambda data, longest, enough: len(data))
     with pytest.raises(ContextLengthError):
         check(tokenizer)
 
@@ -118,6 +119,16 @@ def test_a_megabyte_is_refused_without_being_encoded(
         encode(tokenizer, character * (MEGABYTE // len(character.encode())))
     assert caught.value.param == "prompt"
     assert "tokens or more, but only 1023 fit in the context" in caught.value.message
+
+
+def test_more_messages_than_tokens_are_refused_without_being_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level_metadata() | {"tokenizer.chat_template": "{{ messages | length }}"})
+    messages = [{"role": "user", "content": ""}] * 1024
+    assert tokenizer.apply_chat_template(messages, max_tokens=1024)
+    monkeypatch.setattr(tokenizer._template, "render_marked", lambda *_args, **_kwargs: pytest.fail("it was rendered"))
+    with pytest.raises(ContextLengthError, match="1024 messages, but only 1023 tokens") as caught:
+        tokenizer.apply_chat_template(messages, max_tokens=1023)
+    assert caught.value.param == "messages"
 
 
 def test_short_texts_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ class Tokenizer:
         spelled = self._encoder.spelled(self._encoder.prepare(text))
         if spelled is None:
             return
-        found = least_tokens(spelled, self._vocabulary.longest_tokens)
+        found = least_tokens(spelled, self._vocabulary.longest_tokens, max_tokens)
         if found > max_tokens:
             raise ContextLengthError(
                 f"the prompt has {found} tokens or more, but only {max_tokens} fit in the context (max_model_len)",
@@ -278,7 +278,7 @@ class Tokenizer:
             messages: mappings with `role` and `content` (text, or parts of type "text").
             add_generation_prompt: ends with the opening of an assistant turn.
             tools: JSON-schema descriptions of functions, for templates that offer them.
-            max_tokens: as for `encode`.
+            max_tokens: as for `encode`; nor may there be more messages.
             template_kwargs: see `chat_template.TEMPLATE_KWARGS`.
 
         Raises:
@@ -286,6 +286,12 @@ class Tokenizer:
             ContextLengthError: see `max_tokens`.
             ModelFileError: the template itself is faulty or exceeds its budget.
         """
+        if max_tokens is not None and len(messages) > max_tokens:
+            raise ContextLengthError(
+                f"there are {len(messages)} messages, but only {max_tokens} tokens fit in the context with one that "
+                "follows (max_model_len)",
+                param="messages",
+            )
         marked = self._template.render_marked(
             messages,
             [token.text for token in self._added_tokens.special],
