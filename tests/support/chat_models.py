@@ -25,9 +25,9 @@ TOKENIZER: dict[str, Any] = {
 }
 
 
-def write_chat_model(path: Path) -> str:
+def write_chat_model(path: Path, template: str = CHAT_TEMPLATE) -> str:
     """Writes a model with a chat template, and returns its path; its context holds 1,024 tokens."""
-    extra = {**TOKENIZER, "tokenizer.chat_template": CHAT_TEMPLATE}
+    extra = {**TOKENIZER, "tokenizer.chat_template": template}
     return str(write_tiny_model(path, vocab_size=len(TOKENS), extra_metadata=extra))
 
 

@@ -153,9 +153,14 @@ def _allows(mask: NDArray[np.uint32], token_id: int) -> bool:
     return bool(int(mask[token_id // 32]) >> token_id % 32 & 1)
 
 
+_HALF_REASON = 300  # characters
+
+
 def explained(error: str) -> str:
-    """What llguidance says, in one line, without what is of use to its developers alone."""
+    """What llguidance says, in one line, without what is of use to its developers alone; of a long grammar that it
+    repeats, the beginning and the end."""
     text = error.split("\n<", 1)[0].strip()
     if text.startswith("NoExtension"):
         return "no token can follow: the grammar cannot be fulfilled"
-    return " ".join(text.split()) or "the grammar cannot be followed"
+    text = " ".join(text.split()) or "the grammar cannot be followed"
+    return text if len(text) <= 2 * _HALF_REASON else f"{text[:_HALF_REASON]} ... {text[-_HALF_REASON:]}"
