@@ -97,7 +97,7 @@ def test_a_request_keeps_the_name_that_it_has() -> None:
     assert dict(sent[0]["headers"])[b"x-request-id"] == b"trace-1.2_3"
 
 
-@pytest.mark.parametrize("name", [b"", b"a b", b"a\x1b", b"\xff", b"a" * 65, b'"'])
+@pytest.mark.parametrize("name", [b"", b"a b", b"a\x1b", b"\xff", b"a" * 129, b'"'])
 def test_a_name_that_is_none_is_replaced(name: bytes) -> None:
     (record,), _ = record_of(answering(200), headers=[(b"x-request-id", name)])
     assert record["id"].startswith("req_")
