@@ -256,12 +256,12 @@ def test_the_model_goes_by_its_names() -> None:
 @pytest.mark.parametrize("parse", [chat, completion])
 def test_streams(parse: Any) -> None:
     request = parse(stream=True, stream_options={"include_usage": True})
-    assert (request.stream, request.include_usage, request.continuous_usage) == (True, True, False)
+    assert (request.stream, request.include_usage) == (True, True)
     assert not parse().stream
-    for options, param in (({"x": 1}, "stream_options.x"), ({"include_usage": 1}, "stream_options.include_usage")):
+    for name, value in (("x", 1), ("include_usage", 1), ("continuous_usage_stats", True)):
         with pytest.raises(InvalidRequestError) as error:
-            parse(stream=True, stream_options=options)
-        assert error.value.param == param
+            parse(stream=True, stream_options={name: value})
+        assert error.value.param == f"stream_options.{name}"
 
 
 def test_the_tokens_of_a_request_are_limited() -> None:

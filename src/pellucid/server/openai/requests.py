@@ -73,7 +73,6 @@ class GenerationRequest:
             all the same, and left out of the answer.
         stream: whether the answer is to come as events.
         include_usage: whether a last event tells how many tokens it took.
-        continuous_usage: whether every event tells how many it took so far.
         priority: lower runs first.
         cache_salt: prefix-cache entries are shared only between requests of the same salt.
         chat: what a chat says about tools, and how its answers are read.
@@ -87,7 +86,6 @@ class GenerationRequest:
     is_prompt_only: bool = False
     stream: bool = False
     include_usage: bool = False
-    continuous_usage: bool = False
     priority: int = 0
     cache_salt: str = ""
     chat: ChatTurn = field(default_factory=ChatTurn)
@@ -159,7 +157,6 @@ def _request(
     is_prompt_only: bool = False,
 ) -> GenerationRequest:
     stream = check_boolean("stream", body.get("stream", False))
-    options = _stream_options(body, stream=stream)
     return GenerationRequest(
         model_name(body, model),
         prompts,
@@ -168,14 +165,13 @@ def _request(
         check_boolean("return_token_ids", body.get("return_token_ids", False)),
         is_prompt_only,
         stream,
-        options["include_usage"],
-        options["continuous_usage_stats"],
+        _include_usage(body, stream=stream),
         priority(body),
         cache_salt(body),
     )
 
 
-def _stream_options(body: Mapping[str, Any], *, stream: bool) -> dict[str, bool]:
+def _include_usage(body: Mapping[str, Any], *, stream: bool) -> bool:
     options = body.get("stream_options", {})
     if not isinstance(options, dict):
         raise refusal("stream_options", options, "an object")
@@ -187,11 +183,9 @@ def _stream_options(body: Mapping[str, Any], *, stream: bool) -> dict[str, bool]
             raise InvalidRequestError(f"{shown(name)} is not a field of stream_options", param=f"stream_options.{name}")
         if value is not None:
             found[name] = check_boolean(f"stream_options.{name}", value)
-    if found["include_obfuscation"]:
-        raise InvalidRequestError(
-            "include_obfuscation is not supported: leave it out", param="stream_options.include_obfuscation"
-        )
-    return found
+            if found[name] and name != "include_usage":
+                raise InvalidRequestError(f"{name} is not supported: leave it out", param=f"stream_options.{name}")
+    return found["include_usage"]
 
 
 def _within_limit(params: SamplingParams, num_prompts: int, max_output_tokens: int | None) -> SamplingParams:
