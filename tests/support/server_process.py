@@ -10,11 +10,15 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 SECONDS = 180
 """How long anything may take on a machine that is busy."""
+MODEL = "tiny"
+"""What requests call the model of `ready_server`."""
 
 
 class ServerProcess:
@@ -105,3 +109,21 @@ class ServerProcess:
                 self._new_line.notify_all()
         with self._new_line:
             self._new_line.notify_all()
+
+
+@contextmanager
+def ready_server(model: str, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+    """A server of the model at path `model`, once it is ready. Its log is printed at the end, for pytest to show with a
+    test that fails.
+
+    Args:
+        arguments: of the command; they win over those that keep it small.
+        environment: variables beside those of this process.
+    """
+    small = ("--threads", "1", "--kv-cache-memory", "64MiB", "--served-model-name", MODEL)
+    with ServerProcess(model, *small, *arguments, environment=environment) as server:
+        try:
+            server.wait_for("Ready in")
+            yield server
+        finally:
+            print("\n".join(server.log))

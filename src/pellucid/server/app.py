@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from difflib import get_close_matches
 
 from starlette.applications import Starlette
@@ -23,12 +21,11 @@ from pellucid.server.http.draining import RefuseWhileDraining
 from pellucid.server.http.limits import Limits
 from pellucid.server.http.replies import error_response, send_error
 from pellucid.server.http.security import Security
-from pellucid.server.metrics.event_loop_lag import EventLoopLag
 from pellucid.server.metrics.middleware import MetricsMiddleware
 from pellucid.server.request_log import RequestLog
 from pellucid.server.serving import Serving
 
-ROUTE_MODULES = ("completions", "embeddings", "messages", "metrics", "operations", "responses", "tokenize")
+ROUTE_MODULES = ("completions", "docs", "embeddings", "messages", "metrics", "operations", "responses", "tokenize")
 """The modules of `routes/`, each with its ROUTES."""
 
 
@@ -41,12 +38,6 @@ def routes() -> list[Route]:
 def create_app(serving: Serving) -> Starlette:
     """The application that serves `serving`, which a runner starts and ends."""
     all_routes = routes()
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with EventLoopLag(serving.metrics.lag_seconds):
-            yield
-
     app = Starlette(
         routes=all_routes,
         exception_handlers={
@@ -62,7 +53,6 @@ def create_app(serving: Serving) -> Starlette:
             Middleware(RefuseWhileDraining, serving),
             Middleware(ContainDefects),
         ],
-        lifespan=lifespan,
     )
     app.state.serving = serving
     app.router.redirect_slashes = False

@@ -24,6 +24,7 @@ from pellucid.server.http.protocol import protocol_class
 from pellucid.server.listening import bind, is_loopback, url_of
 from pellucid.server.loading import Loading
 from pellucid.server.logs import fields, log_loop_error, logger, logging_to
+from pellucid.server.metrics.event_loop_lag import EventLoopLag
 from pellucid.server.serving import Serving
 from pellucid.server.settings import ServerSettings
 
@@ -112,7 +113,10 @@ class Runner:
 
     async def run(self) -> int:
         """Serve until a signal comes, or the model turns out not to load. Returns the exit code."""
-        loop = asyncio.get_running_loop()
+        async with EventLoopLag(self._serving.metrics.lag_seconds):
+            return await self._run(asyncio.get_running_loop())
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         loop.set_exception_handler(log_loop_error)
         signals = Signals(loop)
         web = asyncio.create_task(self._web.serve([self._listener]))

@@ -203,6 +203,15 @@ def _check_message(message: object, param: str) -> dict[str, Any]:
             f"{param}.role is {role!r}; one of {', '.join(ROLES)} is expected", param=f"{param}.role"
         )
     checked = {key: _plain(value, f"{param}.{key}") for key, value in message.items() if key != "content"}
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if not isinstance(checked.get(key), str | None):
+            found = type(checked[key]).__name__
+            raise InvalidRequestError(f"{param}.{key} is a {found}; text is expected", param=f"{param}.{key}")
+    calls = checked.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise InvalidRequestError(
+            f"{param}.tool_calls must be a list of objects, one for each call", param=f"{param}.tool_calls"
+        )
     if "content" in message or not message.get("tool_calls"):
         checked["content"] = _content(
             message.get("content"), f"{param}.content", optional=bool(message.get("tool_calls"))

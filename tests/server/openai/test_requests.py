@@ -139,7 +139,7 @@ def test_null_is_as_good_as_nothing(parse: Any) -> None:
 
 @EITHER
 def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
-    table = requests._NEUTRAL_CHAT if parse is chat else requests._NEUTRAL_COMPLETION
+    table = requests.NEUTRAL_CHAT if parse is chat else requests.NEUTRAL_COMPLETION
     for name, values in table.items():
         for value in values:
             assert parse(**{name: value}) == parse(), name

@@ -31,10 +31,10 @@ from pellucid.server.served_model import ServedModel
 LEAST_BUDGET_TOKENS = 1024
 """Of `thinking`."""
 
-_PROMPT_FIELDS = frozenset(("messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control"))
+PROMPT_FIELDS = frozenset(("messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control"))
 """What the prompt is made of."""
-_FIELDS = _PROMPT_FIELDS | {"model", "max_tokens", "stop_sequences", "stream", "metadata", "user_profile_id"}
-_NEUTRAL: dict[str, tuple[object, ...]] = {
+_FIELDS = PROMPT_FIELDS | {"model", "max_tokens", "stop_sequences", "stream", "metadata", "user_profile_id"}
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
     "mcp_servers": ([],),
@@ -45,7 +45,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "output_format": (),
 }
 """Parameters that are not supported, with the values that ask for nothing."""
-_NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
+NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
     "type": ("custom",),
     "input_examples": ([],),
     "defer_loading": (False,),
@@ -72,9 +72,9 @@ def parse_messages(body: Mapping[str, Any], model: ServedModel) -> GenerationReq
         ModelFileError: the model's chat template is faulty.
     """
     fields = read_object("body", body)
-    check_fields("", fields, (_FIELDS | _NEUTRAL.keys() | EXTENSION_FIELDS) - {"stop"})
-    for name in _NEUTRAL.keys() & fields.keys():
-        check_neutral(name, fields[name], _NEUTRAL[name])
+    check_fields("", fields, (_FIELDS | NEUTRAL.keys() | EXTENSION_FIELDS) - {"stop"})
+    for name in NEUTRAL.keys() & fields.keys():
+        check_neutral(name, fields[name], NEUTRAL[name])
     _check_labels(fields)
     chat = extensions(fields)
     chat["max_tokens"] = check_integer("max_tokens", required("", fields, "max_tokens"), 1, INT32_MAX)
@@ -92,10 +92,10 @@ def parse_count_tokens(body: Mapping[str, Any], model: ServedModel) -> int:
         As `parse_messages`.
     """
     fields = read_object("body", body)
-    own = _PROMPT_FIELDS | {"model", "mcp_servers", "context_management", "speed", "chat_template_kwargs"}
+    own = PROMPT_FIELDS | {"model", "mcp_servers", "context_management", "speed", "chat_template_kwargs"}
     check_fields("", fields, own)
-    for name in _NEUTRAL.keys() & fields.keys():
-        check_neutral(name, fields[name], _NEUTRAL[name])
+    for name in NEUTRAL.keys() & fields.keys():
+        check_neutral(name, fields[name], NEUTRAL[name])
     return len(_parse(fields, extensions(fields), model).prompts[0])
 
 
@@ -137,9 +137,9 @@ def _tool(path: str, tool: Any) -> dict[str, Any]:
             f"{path} is of type {shown(fields['type'])}, which is not supported: describe a tool by its input_schema",
             param=f"{path}.type",
         )
-    check_fields(path, fields, ("name", "description", "input_schema", "strict", "cache_control", *_NEUTRAL_OF_TOOLS))
-    for name in _NEUTRAL_OF_TOOLS.keys() & fields.keys():
-        check_neutral(f"{path}.{name}", fields[name], _NEUTRAL_OF_TOOLS[name])
+    check_fields(path, fields, ("name", "description", "input_schema", "strict", "cache_control", *NEUTRAL_OF_TOOLS))
+    for name in NEUTRAL_OF_TOOLS.keys() & fields.keys():
+        check_neutral(f"{path}.{name}", fields[name], NEUTRAL_OF_TOOLS[name])
     check_cache_control(f"{path}.cache_control", fields.get("cache_control"))
     function: dict[str, Any] = {
         "name": read_string(f"{path}.name", required(path, fields, "name")),

@@ -56,4 +56,4 @@ class MetricsMiddleware:
         route = scope.get("route")
         if route is None:  # refused before it came to the router
             route = next((each for each in self._routes if each.matches(scope)[0] is not Match.NONE), None)
-        return getattr(route, "path", UNKNOWN_ROUTE)
+        return getattr(route, "path_format", UNKNOWN_ROUTE)

@@ -21,7 +21,7 @@ from pellucid.server.served_model import ServedModel
 
 POOLING_FIELDS = frozenset(("model", "pooling", "add_special_tokens", "priority", "cache_salt"))
 """Parameters of whatever pools prompts, beside its inputs."""
-_NEUTRAL: dict[str, tuple[object, ...]] = {"truncate_prompt_tokens": (), "messages": ()}
+NEUTRAL: dict[str, tuple[object, ...]] = {"truncate_prompt_tokens": (), "messages": ()}
 """Parameters of vLLM that are not supported."""
 
 
@@ -66,7 +66,7 @@ def parse_embeddings(body: Mapping[str, Any], model: ServedModel) -> EmbeddingsR
         ModelNotFoundError: it asks for another model.
     """
     body = without_nulls(body)
-    check_names(body, POOLING_FIELDS | {"input", "encoding_format", "dimensions", "normalize"}, _NEUTRAL)
+    check_names(body, POOLING_FIELDS | {"input", "encoding_format", "dimensions", "normalize"}, NEUTRAL)
     encoding = body.get("encoding_format", "float")
     if encoding not in ("float", "base64"):
         raise refusal("encoding_format", encoding, '"float" or "base64"')

@@ -36,7 +36,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
-_NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
+NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     **_NEUTRAL,
     "modalities": (["text"],),
     "tools": ([],),
@@ -50,7 +50,7 @@ _NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-_NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
+NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
     **_NEUTRAL,
     "suffix": ("",),
 }
@@ -101,7 +101,7 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
     """
     body = without_nulls(body)
     own = {"messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "chat_template_kwargs"}
-    _check_names(body, own, _NEUTRAL_CHAT)
+    _check_names(body, own, NEUTRAL_CHAT)
     logprobs = check_boolean("logprobs", body.get("logprobs", False))
     top_logprobs = check_integer("top_logprobs", body.get("top_logprobs", 0), 0, MAX_LOGPROBS)
     if "top_logprobs" in body and not logprobs:
@@ -136,7 +136,7 @@ def parse_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationR
         ModelNotFoundError: it asks for another model.
     """
     body = without_nulls(body)
-    _check_names(body, {"prompt", "max_tokens", "logprobs", "echo"}, _NEUTRAL_COMPLETION)
+    _check_names(body, {"prompt", "max_tokens", "logprobs", "echo"}, NEUTRAL_COMPLETION)
     echo = check_boolean("echo", body.get("echo", False))
     max_tokens = check_integer("max_tokens", body.get("max_tokens", 16), 0 if echo else 1, INT32_MAX)
     params = _sampling_params(body, max_tokens=max(1, max_tokens), logprobs=body.get("logprobs"), echo=echo)

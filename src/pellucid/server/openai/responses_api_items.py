@@ -19,9 +19,9 @@ from pellucid.server.json_fields import (
     required,
 )
 
-_ROLES = ("user", "assistant", "system", "developer")
-_STATUSES = ("in_progress", "completed", "incomplete")
-_NEUTRAL: dict[str, tuple[object, ...]] = {
+ROLES = ("user", "assistant", "system", "developer")
+STATUSES = ("in_progress", "completed", "incomplete")
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "caller": ({"type": "direct"},),
     "namespace": (),
     "phase": (),
@@ -73,10 +73,10 @@ class _Reader:
             raise InvalidRequestError(
                 f"{path} is of type {shown(kind)}, which is not supported: {', '.join(readers)} are", param=path
             )
-        for name in _NEUTRAL.keys() & fields.keys():
-            check_neutral(f"{path}.{name}", fields.pop(name), _NEUTRAL[name])
+        for name in NEUTRAL.keys() & fields.keys():
+            check_neutral(f"{path}.{name}", fields.pop(name), NEUTRAL[name])
         read_string(f"{path}.id", fields.pop("id", ""))
-        read_choice(f"{path}.status", fields.pop("status", "completed"), _STATUSES)
+        read_choice(f"{path}.status", fields.pop("status", "completed"), STATUSES)
         readers[kind](path, fields)
 
     def finished(self) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ class _Reader:
 
     def _add_message(self, path: str, fields: dict[str, Any]) -> None:
         check_fields(path, fields, ("type", "role", "content"))
-        role = read_choice(f"{path}.role", required(path, fields, "role"), _ROLES)
+        role = read_choice(f"{path}.role", required(path, fields, "role"), ROLES)
         content = required(path, fields, "content")
         if role != "assistant":
             self._end_answer()

@@ -49,7 +49,7 @@ INCLUDABLE = (
 
 _LABELS = ("user", "safety_identifier", "prompt_cache_key")
 """Strings that name the caller; no answer depends on them."""
-_FIELDS = frozenset(
+FIELDS = frozenset(
     (
         "model",
         "input",
@@ -70,7 +70,7 @@ _FIELDS = frozenset(
         *_LABELS,
     )
 )
-_NEUTRAL: dict[str, tuple[object, ...]] = {
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "background": (False,),
     "context_management": ([],),
     "conversation": (),
@@ -82,12 +82,12 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
     "truncation": ("disabled",),
 }
-_NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
+NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
     "allowed_callers": (["direct"],),
     "defer_loading": (False,),
     "output_schema": (),
 }
-_NEUTRAL_OF_REASONING: dict[str, tuple[object, ...]] = {
+NEUTRAL_OF_REASONING: dict[str, tuple[object, ...]] = {
     "summary": ("auto",),  # as the model can: its reasoning comes whole
     "generate_summary": ("auto",),
     "context": ("auto",),
@@ -127,9 +127,9 @@ def parse_response(body: Mapping[str, Any], model: ServedModel) -> ResponsesRequ
         ModelFileError: the model's chat template is faulty.
     """
     fields = read_object("body", body)
-    check_fields("", fields, _FIELDS | _NEUTRAL.keys() | EXTENSION_FIELDS)
-    for name in _NEUTRAL.keys() & fields.keys():
-        check_neutral(name, fields[name], _NEUTRAL[name])
+    check_fields("", fields, FIELDS | NEUTRAL.keys() | EXTENSION_FIELDS)
+    for name in NEUTRAL.keys() & fields.keys():
+        check_neutral(name, fields[name], NEUTRAL[name])
     for name in _LABELS:
         read_string(name, fields.get(name, ""))
     check_boolean("store", fields.get("store", False))
@@ -175,9 +175,9 @@ def _tool(path: str, tool: Any) -> dict[str, Any]:
             f"{path} is of type {shown(fields['type'])}, which is not supported: only functions are",
             param=f"{path}.type",
         )
-    check_fields(path, fields, ("type", "name", "description", "parameters", "strict", *_NEUTRAL_OF_TOOLS))
-    for name in _NEUTRAL_OF_TOOLS.keys() & fields.keys():
-        check_neutral(f"{path}.{name}", fields[name], _NEUTRAL_OF_TOOLS[name])
+    check_fields(path, fields, ("type", "name", "description", "parameters", "strict", *NEUTRAL_OF_TOOLS))
+    for name in NEUTRAL_OF_TOOLS.keys() & fields.keys():
+        check_neutral(f"{path}.{name}", fields[name], NEUTRAL_OF_TOOLS[name])
     function: dict[str, Any] = {"name": read_string(f"{path}.name", required(path, fields, "name"))}
     function |= {name: fields[name] for name in ("description", "parameters", "strict") if name in fields}
     return {"type": "function", "function": function}
@@ -212,9 +212,9 @@ def _text(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _reasoning(fields: dict[str, Any]) -> dict[str, Any]:
     """`reasoning_effort` of chat completions."""
-    check_fields("reasoning", fields, ("effort", *_NEUTRAL_OF_REASONING))
-    for name in _NEUTRAL_OF_REASONING.keys() & fields.keys():
-        check_neutral(f"reasoning.{name}", fields[name], _NEUTRAL_OF_REASONING[name])
+    check_fields("reasoning", fields, ("effort", *NEUTRAL_OF_REASONING))
+    for name in NEUTRAL_OF_REASONING.keys() & fields.keys():
+        check_neutral(f"reasoning.{name}", fields[name], NEUTRAL_OF_REASONING[name])
     if "effort" not in fields:
         return {}
     return {"reasoning_effort": read_string("reasoning.effort", fields["effort"])}

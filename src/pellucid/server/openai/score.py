@@ -16,7 +16,7 @@ from pellucid.server.openai.fields import check_names, required, without_nulls
 from pellucid.server.openai.inputs import input_list
 from pellucid.server.served_model import ServedModel
 
-_NEUTRAL: dict[str, tuple[object, ...]] = {"truncate_prompt_tokens": (), "mm_processor_kwargs": ({},)}
+NEUTRAL: dict[str, tuple[object, ...]] = {"truncate_prompt_tokens": (), "mm_processor_kwargs": ({},)}
 """Parameters of vLLM that are not supported, with the values that ask for nothing."""
 
 
@@ -42,7 +42,7 @@ def parse_score(body: Mapping[str, Any], model: ServedModel) -> ScoreRequest:
         ModelNotFoundError: it asks for another model.
     """
     body = without_nulls(body)
-    check_names(body, POOLING_FIELDS | {"text_1", "text_2"}, _NEUTRAL)
+    check_names(body, POOLING_FIELDS | {"text_1", "text_2"}, NEUTRAL)
     texts = {name: _texts(name, required(body, name)) for name in ("text_1", "text_2")}
     num_first, num_second = map(len, texts.values())
     if num_first not in (1, num_second):

@@ -17,7 +17,7 @@ from pellucid.tokenizer.chat_template import check_template_kwargs
 
 _OF_A_PROMPT = frozenset(("prompt", "add_special_tokens", "parse_special"))
 _OF_A_CONVERSATION = frozenset(("messages", "tools", "add_generation_prompt", "chat_template_kwargs"))
-_NEUTRAL: dict[str, tuple[object, ...]] = {
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "chat_template": (),
     "continue_final_message": (False,),
     "mm_processor_kwargs": ({},),
@@ -39,7 +39,7 @@ def tokenize(body: Mapping[str, Any], model: ServedModel) -> bytes:
         raise InvalidRequestError(
             f"{name} does not go with {'messages' if 'messages' in own else 'prompt'}", param=name
         )
-    check_names(body, {"model", "return_token_strs", *own}, _NEUTRAL)
+    check_names(body, {"model", "return_token_strs", *own}, NEUTRAL)
     model_name(body, model)
     wants_strings = check_boolean("return_token_strs", body.get("return_token_strs", False))
     token_ids = _of_conversation(body, model) if "messages" in body else _of_prompt(body, model)

@@ -86,6 +86,7 @@ _STRUCTURED: dict[str, Schema] = {
     "regex": TEXT,
     "choice": array(TEXT, least=1, most=MAX_CHOICES),
     "grammar": TEXT,
+    "structural_tag": any_of({"type": "object"}, TEXT),
     "whitespace_pattern": TEXT,
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -101,10 +100,10 @@ async def page(request: Request) -> Response:
 def _rows(request: Request) -> list[str]:
     """Of the table of routes: the API first, then what is for operators."""
     rows = []
-    routes = [route for route in request.app.routes if isinstance(route, Route) and route.path not in _PAGE_PATHS]
+    routes = [route for route in request.app.routes if isinstance(route, Route) and route.include_in_schema]
     for route in sorted(routes, key=lambda route: (not route.path.startswith("/v1/"), route.path)):
         methods = " ".join(sorted((route.methods or set()) - {"HEAD"}))
-        path = html.escape(re.sub(r":[a-z]+}", "}", route.path))
+        path = html.escape(route.path_format)
         is_link = "GET" in methods and "{" not in path
         shown = f'<a href="{path}">{path}</a>' if is_link else path
         rows.append(f"<tr><td>{methods}</td><td>{shown}</td></tr>")
@@ -121,15 +120,14 @@ async def style(request: Request) -> Response:
     return Response(_STYLE, headers=FRESH, media_type="text/css")
 
 
-_PAGE_PATHS = ("/", "/page.js", "/page.css")
 _TEMPLATE = Template((PAGE / "page.html").read_text(encoding="utf-8"))
 _SCRIPT = (PAGE / "page.js").read_bytes()
 _STYLE = (PAGE / "page.css").read_bytes()
 
 ROUTES = [
     Route("/", page),
-    Route("/page.js", script),
-    Route("/page.css", style),
+    Route("/page.js", script, include_in_schema=False),
+    Route("/page.css", style, include_in_schema=False),
     Route("/health", health),
     Route("/ready", ready),
     Route("/version", version),
