@@ -148,6 +148,26 @@ def test_a_client_that_leaves_is_noted_and_holds_nothing_up(chat_model: str) -> 
         assert not any("Finishing" in line for line in server.log)
 
 
+def test_neither_an_idle_connection_nor_one_that_is_not_read_keeps_it_from_ending(chat_model: str) -> None:
+    with ServerProcess(chat_model, *SMALL) as server:
+        server.wait_for("Ready in")
+        address = urlsplit(server.url)
+        idle = socket.create_connection((address.hostname, address.port), timeout=SECONDS)
+        unread = socket.socket()
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.connect((address.hostname, address.port))
+        body = json.dumps({**ENDLESS, "logprobs": 5}).encode()
+        unread.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        unread.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        assert unread.recv(4) == b"HTTP"
+        with idle, unread:
+            server.send(signal.SIGTERM)
+            server.wait_for("Finishing what was begun")
+            server.send(signal.SIGTERM)
+            assert server.wait() == 0
+            assert idle.recv(1) == b""
+
+
 def test_a_port_in_use_is_refused_before_anything_is_loaded(chat_model: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
