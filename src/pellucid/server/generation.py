@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
-from pellucid.core.errors import EngineClosedError
+from pellucid.core.errors import EngineClosedError, InvalidRequestError
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.engine.async_engine import AsyncEngine
 from pellucid.engine.async_request import AsyncTokenStream
@@ -57,6 +57,8 @@ class Generation:
                 self.outputs = await self._complete_all()
         except TimeoutError:
             raise self._late() from None
+        except InvalidRequestError as error:
+            raise self._request.chat.blamed(error) from None
         return self.outputs
 
     async def _complete_all(self) -> list[RequestOutput]:
@@ -113,6 +115,8 @@ class Generation:
                     self._check_tokens(tokens)
                     first = place * request.sampling_params.n
                     yield [(first + token.index, token) for token in tokens]
+        except InvalidRequestError as error:
+            raise self._request.chat.blamed(error) from None
         finally:
             if deadline is not None:
                 deadline.cancel()

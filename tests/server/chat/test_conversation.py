@@ -104,7 +104,7 @@ def test_other_templates_get_plain_turns_and_a_system_message() -> None:
     assert "<tool_call>" in system
     assert user == "<|im_start|>user\nWeather?"
     assert assistant.count("<tool_call>\n{") == 2
-    assert results.startswith("<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n<tool_response>\nsun\n")
+    assert results.startswith("<|im_start|>user\n<tool_response>\nsun\n</tool_response>\n<tool_response>\nrain\n")
     assert results.endswith("</tool_response>\nAnd now?")
     assert opening == "<|im_start|>assistant\n"
 

@@ -167,6 +167,22 @@ def schema_of(parameters: Any) -> Any:
     return form["tags"][0]["content"]["json_schema"]
 
 
+def test_schemas_that_are_too_large_are_refused_by_name() -> None:
+    nested: Any = {}
+    for _ in range(5000):
+        nested = {"items": nested}
+    for parameters in (nested, {"description": "x" * 70_000}, {"const": float("nan")}, {"const": "\ud800"}):
+        with pytest.raises(InvalidRequestError) as caught:
+            turn_of([tool(parameters=parameters)])
+        assert caught.value.param == "tools[0].function.parameters"
+    turn = turn_of([tool(f"f{number}", parameters={"description": "x" * 60_000}) for number in range(5)])
+    with pytest.raises(
+        InvalidRequestError, match="held to their parameters: the grammar of the calls is too"
+    ) as caught:
+        turn.sampling_params(SamplingParams())
+    assert caught.value.param == "tools"
+
+
 def test_arguments_are_those_that_the_schema_lists() -> None:
     assert schema_of(WANTED) == {**WANTED, "additionalProperties": False}
     assert schema_of(None) == {"type": "object", "properties": {}, "additionalProperties": False}

@@ -125,22 +125,26 @@ def as_plain_turns(messages: Sequence[Mapping[str, Any]], tools: ToolFormat) -> 
     """Messages of `read_messages` for a template that knows nothing of calls: they are text of the assistant's, and
     results are a turn of the user's."""
     plain: list[dict[str, Any]] = []
-    results: list[tuple[str, str]] = []
+    order: dict[str, int] = {}  # of all calls so far
+    results: list[Mapping[str, Any]] = []
 
     def close_results() -> None:
         if results:
-            plain.append({"role": "user", "content": tools.write_results(results)})
+            results.sort(key=lambda result: order[result["tool_call_id"]])  # they say nothing of what they answer
+            written = tools.write_results([(result["name"], result["content"]) for result in results])
+            plain.append({"role": "user", "content": written})
             results.clear()
 
     for message in messages:
         if message["role"] == "tool":
-            results.append((message["name"], message["content"]))
+            results.append(message)
             continue
         after_results = bool(results)
         close_results()
         message = dict(message)
         calls = message.pop("tool_calls", ())
         if calls:
+            order.update((call["id"], len(order) + place) for place, call in enumerate(calls))
             written = tools.write_calls(
                 [(call["function"]["name"], json_text(call["function"]["arguments"])) for call in calls]
             )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
+from pellucid.core.structured_outputs import MAX_SCHEMA_BYTES
 from pellucid.core.validation import check_boolean, refusal, shown
 from pellucid.server.chat.conversation import checked_object
 from pellucid.server.chat.tool_formats.base import Tool
@@ -69,6 +71,14 @@ def _parse_parameters(parameters: Any, path: str) -> Mapping[str, Any]:
         raise refusal(path, parameters, "a JSON schema: an object")
     if parameters.get("type", "object") not in ("object", ["object"]):
         raise refusal(f"{path}.type", parameters["type"], '"object"')
+    try:
+        size = len(json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{path} cannot be written as JSON: {error}", param=path) from None
+    if size > MAX_SCHEMA_BYTES:
+        raise InvalidRequestError(
+            f"{path} is too large: {size:,} bytes, and at most {MAX_SCHEMA_BYTES:,} are taken", param=path
+        )
     return parameters or _NO_PARAMETERS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,7 +93,10 @@ class ChatTurn:
                 param="response_format",
             )
         if self.callable_names:
-            asked = StructuredOutputsParams(structural_tag={"format": self._answer_format()})
+            try:
+                asked = StructuredOutputsParams(structural_tag={"format": self._answer_format()})
+            except InvalidRequestError as error:  # all together are too large
+                raise self.blamed(error) from None
         elif asked is not None and self.reasoning != "off":
             asked = self._after_reasoning(asked)
         skip = params.skip_special_tokens and self.skips_special_tokens
@@ -102,7 +106,7 @@ class ChatTurn:
         """An error of the grammar that `sampling_params` asked for, as one of the request's `tools`."""
         if not self.callable_names or not (error.param or "").startswith("structured_outputs"):
             return error
-        reason = error.message.removeprefix("structured_outputs").removeprefix(".structural_tag").removeprefix(": ")
+        reason = re.sub(r"^structured_outputs(\.structural_tag)?", "the grammar of the calls", error.message)
         return InvalidRequestError(f"tools cannot be held to their parameters: {reason}", param="tools")
 
     def _answer_format(self) -> Format:
