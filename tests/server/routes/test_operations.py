@@ -155,7 +155,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_holds_to_its_policy() -> None
             target = attributes.get(name)
             if target is not None and target != "data:,":
                 assert ":" not in target
-                assert "/" + target.lstrip("/") in known
+                assert not target.startswith("/")  # a proxy may have put the server under a path of its own
+                assert f"/{target.removeprefix('.')}" in known
         assert tag != "script" or attributes.get("src") == "page.js"
     script = operations._SCRIPT.decode()
     assert not re.search(r"innerHTML|outerHTML|document\.write|eval\(|https?:", script)

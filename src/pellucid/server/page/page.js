@@ -9,6 +9,9 @@ const STAGES = {
 };
 const SECONDS = { ready: 10, draining: 2, failed: 2, loading: 1, unreachable: 5 };
 
+// Not relative to the page's address: that may have a name and a password in it, which fetch refuses.
+const at = (path) => new URL(path, location.origin + location.pathname);
+
 const element = (id) => document.getElementById(id);
 
 function show(state, detail) {
@@ -37,7 +40,7 @@ function showProgress(progress) {
 }
 
 async function showContext() {
-  const answer = await fetch("v1/models");
+  const answer = await fetch(at("v1/models"));
   if (answer.ok) {
     const [model] = (await answer.json()).data;
     element("context").textContent = `${model.max_model_len.toLocaleString("en")} tokens`;
@@ -47,7 +50,7 @@ async function showContext() {
 async function refresh() {
   let state = "unreachable";
   try {
-    const answer = await (await fetch("ready")).json();
+    const answer = await (await fetch(at("ready"))).json();
     state = answer.state;
     let detail = answer.error ? `: ${answer.error}` : "";
     if (answer.progress) {

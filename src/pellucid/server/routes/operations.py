@@ -105,7 +105,7 @@ def _rows(request: Request) -> list[str]:
         methods = " ".join(sorted((route.methods or set()) - {"HEAD"}))
         path = html.escape(route.path_format)
         is_link = "GET" in methods and "{" not in path
-        shown = f'<a href="{path}">{path}</a>' if is_link else path
+        shown = f'<a href="{path[1:] or "."}">{path}</a>' if is_link else path
         rows.append(f"<tr><td>{methods}</td><td>{shown}</td></tr>")
     return rows
 
