@@ -18,6 +18,8 @@ MESSAGES_PATH = "/v1/messages"
 RETRY_AFTER_SECONDS = 1
 """What clients are told that may try again."""
 _VALUES_AT_ONCE = 10_000
+_LEVELS_IN_PARTS = 5
+"""Of an answer's JSON: so far down are the lists that are as long as what was generated."""
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -51,6 +53,20 @@ def long_list(values: Sequence[int | str]) -> bytes:
     """A JSON list of however many numbers or strings."""
     parts = (values[begin : begin + _VALUES_AT_ONCE] for begin in range(0, len(values), _VALUES_AT_ONCE))
     return join_list(json_bytes(part)[1:-1] for part in parts)
+
+
+def long_json_bytes(value: Any, levels: int = _LEVELS_IN_PARTS) -> bytes:
+    """As `json_bytes`, for an answer that may be long: in parts, of which none holds up other threads for long. Its
+    objects have strings for names.
+
+    Args:
+        levels: how far down objects, and lists of objects and lists, are taken apart.
+    """
+    if levels and isinstance(value, dict):
+        return join_object({name: long_json_bytes(item, levels - 1) for name, item in value.items()})
+    if levels and isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+        return join_list(long_json_bytes(item, levels - 1) for item in value)
+    return long_list(value) if isinstance(value, list) and len(value) > _VALUES_AT_ONCE else json_bytes(value)
 
 
 def bytes_response(data: bytes) -> Response:

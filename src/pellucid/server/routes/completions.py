@@ -10,15 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pellucid.core.outputs import RequestOutput
 from pellucid.server.generation import Generation, generation_of
 from pellucid.server.http.disconnect import unless_disconnected
 from pellucid.server.http.json_body import read_json
-from pellucid.server.http.replies import json_response
+from pellucid.server.http.replies import bytes_response, long_json_bytes
 from pellucid.server.http.sse import EventStream
-from pellucid.server.openai.requests import ENDPOINTS
+from pellucid.server.openai.requests import ENDPOINTS, GenerationRequest
 from pellucid.server.openai.responses import response_body
 from pellucid.server.openai.streams import CompletionEvents, tell
 from pellucid.server.serving import serving_of
+from pellucid.tokenizer.tokenizer import Tokenizer
 
 
 async def complete(request: Request) -> Response:
@@ -33,7 +35,13 @@ async def complete(request: Request) -> Response:
         heartbeat = serving.settings.heartbeat_seconds
         return EventStream(_events(generation, events), tell, heartbeat_seconds=heartbeat)
     outputs = await unless_disconnected(request, generation.complete())
-    return json_response(await serving.run(response_body, asked, outputs, tokenizer, name=name, created=created))
+    return bytes_response(await serving.run(_answer, asked, outputs, tokenizer, name, created))
+
+
+def _answer(
+    asked: GenerationRequest, outputs: list[RequestOutput], tokenizer: Tokenizer, name: str, created: int
+) -> bytes:
+    return long_json_bytes(response_body(asked, outputs, tokenizer, name=name, created=created))
 
 
 async def _events(generation: Generation, events: CompletionEvents) -> AsyncGenerator[bytes, None]:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from pellucid.server.generation import Generation, generation_of
 from pellucid.server.http.disconnect import unless_disconnected
 from pellucid.server.http.json_body import read_json
-from pellucid.server.http.replies import json_response
+from pellucid.server.http.replies import bytes_response, long_json_bytes
 from pellucid.server.http.sse import EventStream
 from pellucid.server.openai.responses_api_requests import parse_response
 from pellucid.server.openai.responses_api_responses import response_body
@@ -34,9 +34,11 @@ async def create_response(request: Request) -> Response:
         heartbeat = serving.settings.heartbeat_seconds
         return EventStream(_events(generation, events), events.tell, heartbeat_seconds=heartbeat)
     if asked.generation.sampling_params.logprobs is not None:
-        return json_response(await unless_disconnected(request, _collected(generation, events)))
-    (output,) = await unless_disconnected(request, generation.complete())
-    return json_response(await serving.run(response_body, asked, output, model, name=name, created=created))
+        body = await unless_disconnected(request, _collected(generation, events))
+    else:
+        (output,) = await unless_disconnected(request, generation.complete())
+        body = await serving.run(response_body, asked, output, model, name=name, created=created)
+    return bytes_response(await serving.run(long_json_bytes, body))
 
 
 async def _events(generation: Generation, events: ResponseEvents) -> AsyncGenerator[bytes, None]:
