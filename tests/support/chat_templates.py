@@ -28,6 +28,11 @@ HERMES = (
 TEXT_ARGUMENTS = HERMES.replace("call.function.arguments | tojson", "'' + call.function.arguments")
 """Takes the arguments of a call as text."""
 
+OTHER_CALLS = (
+    HERMES.replace('{"name": "', "<function=").replace('", "arguments": ', ">").replace("tojson }}}", "tojson }}")
+)
+"""Writes calls in a form that is not known."""
+
 XML_TOOLS = HERMES.replace("tools %}", "xml_tools %}").replace("in tools", "in xml_tools")
 
 LLAMA = (

@@ -82,7 +82,7 @@ def test_xml_tools_are_functions() -> None:
 
 
 def test_a_template_with_one_call_a_turn_gets_turns_of_one() -> None:
-    text, _ = rendered(chat_templates.LLAMA, TWO, [TOOL])
+    text, _ = rendered(chat_templates.LLAMA, TWO, [TOOL], None, "<|python_tag|>")
     places = [text.index(each) for each in ('{"city": "Paris"}', "\nsun<", '{"city": "Zürich"}', "\nrain<")]
     assert places == sorted(places)
 

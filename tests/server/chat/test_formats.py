@@ -31,6 +31,7 @@ FULL = TemplateSupport("tools", True, True, "object")
         (chat_templates.ALWAYS_THINKING, (), "hermes", "qwen3", NO_SUPPORT),
         (chat_templates.PLAIN, ("<think>", "</think>"), "hermes", "qwen3", NO_SUPPORT),
         (chat_templates.MISTRAL, ("[THINK]", "[/THINK]"), "mistral", "mistral", FULL),
+        (chat_templates.OTHER_CALLS, (), "hermes", None, NO_SUPPORT),
         (None, (), "hermes", None, NO_SUPPORT),
         ("{{ nonsense(", (), "hermes", None, NO_SUPPORT),
     ],
@@ -63,6 +64,11 @@ def test_a_tool_call_parser_can_be_named(name: str) -> None:
     found = chat_format_of(chat_tokenizer(chat_templates.PLAIN), tool_call_parser=name).tools
     assert found is not None
     assert found.name == name
+
+
+def test_a_parser_that_is_named_takes_what_the_template_takes() -> None:
+    found = chat_format_of(chat_tokenizer(chat_templates.OTHER_CALLS), tool_call_parser="hermes")
+    assert found.template == FULL
 
 
 @pytest.mark.parametrize("name", REASONING_PARSERS[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -68,6 +69,13 @@ _TOOL_FORMATS: dict[str, Callable[[str], ToolFormat]] = {
     "mistral": lambda template: _mistral(template),
     "smollm": lambda template: SmolLMFormat(),
 }
+_WRITTEN_AS = {
+    "hermes": r'(?s)<tool_call>.*"name\\?": ',
+    "llama3_json": r'"parameters\\?": ',
+    "mistral": re.escape(TOOL_CALLS),
+    "smollm": "<tool_call>",
+}
+"""What a chat template holds that writes calls in the format."""
 TOOL_CALL_PARSERS = ("auto", "none", *_TOOL_FORMATS)
 REASONING_PARSERS = ("auto", "none", *REASONING_FORMATS)
 
@@ -90,15 +98,17 @@ def chat_format_of(
     ):
         if value not in known:
             raise InvalidRequestError(f"{param} must be one of {', '.join(known)}, not {shown(value)}", param=param)
-    template = tokenizer.chat_template or ""
+    template, support = tokenizer.chat_template or "", template_support(tokenizer)
     if tool_call_parser == "auto":
         tool_call_parser = _tool_call_parser(template, tokenizer)
+        if not re.search(_WRITTEN_AS[tool_call_parser], template):
+            support = NO_SUPPORT  # it shows calls of another form
     if reasoning_parser == "auto":
         reasoning_parser = _reasoning_parser(template, tokenizer)
     return ChatFormat(
         _TOOL_FORMATS[tool_call_parser](template) if tool_call_parser != "none" else None,
         REASONING_FORMATS.get(reasoning_parser),
-        template_support(tokenizer),
+        support,
         frozenset(tokenizer.id_to_token(token_id) for token_id in tokenizer.special_ids) - {""},
     )
 
