@@ -10,7 +10,8 @@ const STAGES = {
 const SECONDS = { ready: 10, draining: 2, failed: 2, loading: 1, unreachable: 5 };
 
 // Not relative to the page's address: that may have a name and a password in it, which fetch refuses.
-const at = (path) => new URL(path, location.origin + location.pathname);
+const base = location.origin + location.pathname;
+const at = (path) => new URL(path, base);
 
 const element = (id) => document.getElementById(id);
 
@@ -71,4 +72,8 @@ async function refresh() {
   setTimeout(refresh, SECONDS[state] * 1000);
 }
 
+// As the browser reached it: a proxy before the server may speak HTTPS, of which the server knows nothing.
+for (const shown of document.querySelectorAll(".base")) {
+  shown.textContent = base.replace(/\/$/, "");
+}
 refresh();
