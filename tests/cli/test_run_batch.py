@@ -127,7 +127,7 @@ def test_the_summary(batch, few: Path, tmp_path: Path) -> None:
     assert re.match(
         r"4 requests, 1 failed; \d+ prompt tokens \(\d+% cached\) and 20 output tokens in [\d.]+ s: ", first
     )
-    assert second == "the first failure, 'request-7': tools is not supported: leave it out"
+    assert second == "the first failure, 'request-7': tools[0] must be an object with type, function, not 'hammer'"
 
 
 def test_progress_is_shown(batch, few: Path, tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 from pellucid.core.metrics import RequestMetrics
 from pellucid.core.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput, TokenOutput
 from pellucid.server.chat.events import ChatEvent, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallBegin
-from pellucid.server.served_model import ServedModel
-from tests.support.served_models import served_model
+from pellucid.server.chat.tools import ChatTurn
 
 
 class ScriptedParser:
@@ -65,10 +64,10 @@ class ByteTokenizer:
         return bytes([token_id])
 
 
-def scripted_model() -> ServedModel:
-    """A model that answers so, one token a byte."""
-    options: dict[str, Any] = {"chat_format": ScriptedFormat()}
-    return served_model(tokenizer=ByteTokenizer(), **options)
+SCRIPTED: Any = ChatTurn(format=ScriptedFormat())  # type: ignore[arg-type]
+"""A turn that is answered so."""
+TOKENIZER: Any = ByteTokenizer()
+"""One token a byte."""
 
 
 def answer(

@@ -9,10 +9,14 @@ import pytest
 from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.server.anthropic.requests import parse_count_tokens, parse_messages
+from pellucid.server.chat.formats import chat_format_of
 from pellucid.server.openai import chat_body
 from pellucid.server.openai.requests import GenerationRequest, parse_chat_completion
+from pellucid.server.served_model import ServedModel
+from pellucid.tokenizer import Tokenizer
 from tests.server.openai.test_requests import VALUES
 from tests.support.chat_bodies import RecordedChats
+from tests.support.chat_models import TOKENIZER
 from tests.support.served_models import served_model
 
 MODEL = served_model()
@@ -66,6 +70,8 @@ def test_null_is_as_good_as_nothing() -> None:
         {"cache_control": {"type": "ephemeral"}},
         {"mcp_servers": []},
         {"output_config": {}},
+        {"thinking": {"type": "disabled"}},
+        {"thinking": {"type": "adaptive", "display": "summarized"}},
         {"user_profile_id": "me"},
         {"n": 1},
     ],
@@ -187,6 +193,14 @@ def test_counting_tokens() -> None:
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"tool_choice": {"type": "auto", "name": "look"}}, "tool_choice.name"),
         ({"tool_choice": {"type": "any", "disable_parallel_tool_use": 1}}, "tool_choice.disable_parallel_tool_use"),
+        ({"thinking": {}}, "thinking.type"),
+        ({"thinking": {"type": "between_tools"}}, "thinking.type"),
+        ({"thinking": {"type": "disabled", "budget_tokens": 1024}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1023}, "max_tokens": 5000}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 5000}, "max_tokens": 5000}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}, "max_tokens": 5000}, "thinking"),
         ({"output_config": []}, "output_config"),
         ({"output_config": {"effort": 5}}, "output_config.effort"),
         ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format.type"),
@@ -205,3 +219,42 @@ def test_what_cannot_be_served_is_refused_by_name(body: dict[str, Any], param: s
 def test_another_model() -> None:
     with pytest.raises(ModelNotFoundError):
         parse(model="other")
+
+
+ENABLED = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000}
+DISABLED = {"thinking": {"type": "disabled"}}
+SWITCH = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+ALWAYS = "{# up to </think> #}<think>\n"
+
+
+def thinking_model(opening: str) -> ServedModel:
+    """A model whose answers begin with `opening`, a template."""
+    template = "{% for message in messages %}{{ message.content }}\n{% endfor %}" + opening
+    tokenizer = Tokenizer.from_gguf({**TOKENIZER, "tokenizer.chat_template": template})
+    return served_model(tokenizer=tokenizer, chat_format=chat_format_of(tokenizer))
+
+
+def test_thinking_is_switched() -> None:
+    model = thinking_model(SWITCH)
+    for thinking, switch in ((ENABLED, True), (DISABLED, False)):
+        body = {"messages": HI, "chat_template_kwargs": {"enable_thinking": switch}}
+        request = parse_messages({**LEAST, **thinking}, model)
+        assert request.prompts == parse_chat_completion(body, model).prompts
+        assert request.chat.reasoning == ("possible" if switch else "off")
+    adaptive = parse_messages({**LEAST, "thinking": {"type": "adaptive"}}, model)
+    assert adaptive == parse_messages(LEAST, model)
+
+
+@pytest.mark.parametrize(
+    ("opening", "body", "param"),
+    [
+        (ALWAYS, DISABLED, "thinking"),
+        (SWITCH, {**DISABLED, "chat_template_kwargs": {"enable_thinking": True}}, "thinking"),
+        (SWITCH, {**ENABLED, "chat_template_kwargs": []}, "chat_template_kwargs"),
+        (ALWAYS, {"messages": [*HI, {"role": "assistant", "content": "well"}]}, "messages"),
+    ],
+)
+def test_what_a_model_that_thinks_cannot(opening: str, body: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_messages({**LEAST, **body}, thinking_model(opening))
+    assert caught.value.param == param

@@ -10,16 +10,18 @@ from anthropic.types import Message
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.server.anthropic.responses import message_body
 from pellucid.server.openai.requests import GenerationRequest
-from tests.support.scripted_formats import ANSWERS, answer, scripted_model
+from tests.support.scripted_formats import ANSWERS, SCRIPTED, TOKENIZER, answer
 
 
 def request(**params: Any) -> GenerationRequest:
-    return GenerationRequest("m", [[1] * 7], SamplingParams(**{"max_tokens": 100, **params}), True, False)
+    return GenerationRequest(
+        "m", [[1] * 7], SamplingParams(**{"max_tokens": 100, **params}), True, False, chat=SCRIPTED
+    )
 
 
 def body_of(said: str, asked: GenerationRequest | None = None, **ending: Any) -> dict[str, Any]:
     output, _ = answer(said, **ending)
-    body = message_body(asked or request(), output, scripted_model(), name="0")
+    body = message_body(asked or request(), output, TOKENIZER, name="0")
     Message.model_validate(body)
     return body
 

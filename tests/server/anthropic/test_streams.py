@@ -14,7 +14,7 @@ from pellucid.server.anthropic import streams
 from pellucid.server.anthropic.responses import message_body
 from pellucid.server.anthropic.streams import MessageEvents, tell
 from tests.server.anthropic.test_responses import request
-from tests.support.scripted_formats import ANSWERS, answer, scripted_model
+from tests.support.scripted_formats import ANSWERS, TOKENIZER, answer
 from tests.support.sse import read_events
 
 EVENT = TypeAdapter[Any](RawMessageStreamEvent)
@@ -23,7 +23,7 @@ EVENT = TypeAdapter[Any](RawMessageStreamEvent)
 def streamed(said: str, size: int, **ending: Any) -> list[dict[str, Any]]:
     """The events of an answer of which `size` tokens come at a time."""
     output, tokens = answer(said, **ending)
-    events = MessageEvents(request(), scripted_model(), name="0")
+    events = MessageEvents(request(), TOKENIZER, name="0")
     pieces = [events.events(tokens[begin : begin + size]) for begin in range(0, len(tokens), size)]
     return read_events(b"".join([*pieces, events.end(output)]))
 
@@ -58,7 +58,7 @@ def accumulated(events: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize("said", ANSWERS)
 def test_a_stream_is_the_message_that_is_not_streamed(said: str, size: int) -> None:
     events = streamed(said, size)
-    whole = message_body(request(), answer(said)[0], scripted_model(), name="0")
+    whole = message_body(request(), answer(said)[0], TOKENIZER, name="0")
     assert accumulated(events) == whole
 
 

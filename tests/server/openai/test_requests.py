@@ -200,7 +200,7 @@ def test_what_cannot_be_served_is_refused_by_name(parse: Any, name: str, value: 
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -208,7 +208,7 @@ def test_what_cannot_be_served_is_refused_by_name(parse: Any, name: str, value: 
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_completion_tokens": 5, "max_tokens": 6}, "max_tokens"),
         ({"messages": None}, "messages"),
-        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"prompt": "x"}, "prompt"),
         ({"echo": False}, "echo"),

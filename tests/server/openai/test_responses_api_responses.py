@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,17 +13,18 @@ from pellucid.core.errors import EngineError, PellucidError, QueueFullError
 from pellucid.server.errors import RequestTooLargeError
 from pellucid.server.openai.responses_api_requests import ResponsesRequest, parse_response
 from pellucid.server.openai.responses_api_responses import failed_response, response_body
-from tests.support.scripted_formats import ANSWERS, answer, scripted_model
+from tests.support.scripted_formats import ANSWERS, SCRIPTED, TOKENIZER, answer
 from tests.support.served_models import served_model
 
 
 def request(**body: Any) -> ResponsesRequest:
-    return parse_response({"model": "m", "input": "hi", **body}, served_model())
+    asked = parse_response({"model": "m", "input": "hi", **body}, served_model())
+    return replace(asked, generation=replace(asked.generation, chat=SCRIPTED))
 
 
 def body_of(said: str, asked: ResponsesRequest | None = None, **ending: Any) -> dict[str, Any]:
     output, _ = answer(said, **ending)
-    body = response_body(asked or request(), output, scripted_model(), name="0", created=17)
+    body = response_body(asked or request(), output, TOKENIZER, name="0", created=17)
     json.dumps(body, allow_nan=False)
     Response.model_validate(body)
     return body

@@ -14,7 +14,7 @@ from pellucid.server.openai.responses_api_requests import LOGPROBS
 from pellucid.server.openai.responses_api_responses import response_body
 from pellucid.server.openai.responses_api_streams import ResponseEvents
 from tests.server.openai.test_responses_api_responses import request
-from tests.support.scripted_formats import ANSWERS, answer, scripted_model
+from tests.support.scripted_formats import ANSWERS, TOKENIZER, answer
 from tests.support.sse import read_events
 
 EVENT = TypeAdapter[Any](ResponseStreamEvent)
@@ -22,7 +22,7 @@ TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 
 
 def new_events(**body: Any) -> ResponseEvents:
-    return ResponseEvents(request(**body), scripted_model(), name="0", created=17)
+    return ResponseEvents(request(**body), TOKENIZER, name="0", created=17)
 
 
 def streamed(said: str, size: int, *, logprobs: bool = False, **ending: Any) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def streamed(said: str, size: int, *, logprobs: bool = False, **ending: Any) -> 
 def test_a_stream_ends_with_the_response_that_is_not_streamed(said: str, size: int, finish_reason: Any) -> None:
     events = streamed(said, size, finish_reason=finish_reason)
     output, _ = answer(said, finish_reason=finish_reason)
-    whole = response_body(request(), output, scripted_model(), name="0", created=17)
+    whole = response_body(request(), output, TOKENIZER, name="0", created=17)
     response = events[-1]["response"]
     assert {**response, "completed_at": None} == {**whole, "completed_at": None}
     assert events[-1]["type"] == f"response.{response['status']}"

@@ -112,8 +112,15 @@ def _parse(fields: dict[str, Any], chat: dict[str, Any], model: ServedModel) -> 
     if "tool_choice" in fields:
         chat |= _tool_choice(read_object("tool_choice", fields["tool_choice"]))
     chat |= _output_config(read_object("output_config", fields.get("output_config", {})))
+    if "thinking" in fields:
+        chat |= _thinking(read_object("thinking", fields["thinking"]), chat, model)
     request = parse_chat_body(chat, model, _RENAMINGS)
     if conversation.prefill:
+        if request.chat.reasoning == "begun":
+            raise InvalidRequestError(
+                "messages cannot end with an assistant message: answers begin with thinking, unless it is disabled",
+                param="messages",
+            )
         prompt = request.prompts[0]
         assert isinstance(prompt, list)  # a chat's always is
         ids = model.tokenizer.encode(conversation.prefill, add_special_tokens=False)
@@ -165,6 +172,38 @@ def _tool_choice(fields: dict[str, Any]) -> dict[str, Any]:
         path = "tool_choice.disable_parallel_tool_use"
         chat["parallel_tool_calls"] = not check_boolean(path, fields["disable_parallel_tool_use"])
     return chat
+
+
+def _thinking(fields: dict[str, Any], chat: Mapping[str, Any], model: ServedModel) -> dict[str, Any]:
+    """`chat_template_kwargs` of chat completions: most templates of models that can think have a switch for it."""
+    kind = read_choice("thinking.type", required("thinking", fields, "type"), ("enabled", "disabled", "adaptive"))
+    check_fields("thinking", fields, {"enabled": ("type", "budget_tokens", "display")}.get(kind, ("type", "display")))
+    check_neutral("thinking.display", fields.get("display", "summarized"), ("summarized",))
+    if kind == "enabled":
+        # It is a target, says Anthropic: nothing is cut off at it.
+        budget = required("thinking", fields, "budget_tokens")
+        most = chat.get("max_tokens", INT32_MAX) - 1
+        what = f"an integer from {LEAST_BUDGET_TOKENS}, and less than max_tokens"
+        check_integer("thinking.budget_tokens", budget, LEAST_BUDGET_TOKENS, most, what)
+        if model.chat_format.reasoning is None:
+            raise InvalidRequestError("thinking is not supported by this model: leave it out", param="thinking")
+    if kind == "adaptive" or model.chat_format.reasoning is None:
+        return {}
+    kwargs = {**read_object("chat_template_kwargs", chat.get("chat_template_kwargs", {}))}
+    if kwargs.setdefault("enable_thinking", kind == "enabled") is not (kind == "enabled"):
+        raise InvalidRequestError(
+            "thinking and chat_template_kwargs.enable_thinking differ: give one", param="thinking"
+        )
+    if kind == "disabled" and not _can_stop_thinking(model):
+        raise InvalidRequestError("thinking cannot be disabled: this model has no switch for it", param="thinking")
+    return {"chat_template_kwargs": kwargs}
+
+
+def _can_stop_thinking(model: ServedModel) -> bool:
+    """Whether the model's template writes something else where thinking is off."""
+    probe = [{"role": "user", "content": "hi"}]
+    on, off = (model.tokenizer.render_chat_template(probe, enable_thinking=switch) for switch in (True, False))
+    return on != off
 
 
 def _output_config(fields: dict[str, Any]) -> dict[str, Any]:

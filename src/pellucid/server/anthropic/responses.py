@@ -9,23 +9,25 @@ from pellucid.core.outputs import CompletionOutput, RequestOutput
 from pellucid.server.anthropic.content import ContentEvents, content_of
 from pellucid.server.chat.usage import num_reasoning_tokens
 from pellucid.server.openai.requests import GenerationRequest
-from pellucid.server.served_model import ServedModel
+from pellucid.tokenizer.tokenizer import Tokenizer
 
 
-def message_body(request: GenerationRequest, output: RequestOutput, model: ServedModel, *, name: str) -> dict[str, Any]:
+def message_body(
+    request: GenerationRequest, output: RequestOutput, tokenizer: Tokenizer, *, name: str
+) -> dict[str, Any]:
     """The message that answers `request`.
 
     Args:
         output: the answer, which did not fail.
         name: unique; the message's `id` is made from it.
     """
-    parser, content = model.chat_format.parser(request.chat), ContentEvents()
+    parser, content = request.chat.format.parser(request.chat), ContentEvents()
     pieces = [*parser.push(output.outputs[0].text), *parser.finish()]
     events = [event for piece in pieces for event in content.push(piece)] + content.end()
     return {
         **new_message(request, name=name),
         "content": content_of(events),
-        **ending(request, output, content, model),
+        **ending(request, output, content, tokenizer),
     }
 
 
@@ -44,13 +46,13 @@ def new_message(request: GenerationRequest, *, name: str) -> dict[str, Any]:
 
 
 def ending(
-    request: GenerationRequest, output: RequestOutput, content: ContentEvents, model: ServedModel
+    request: GenerationRequest, output: RequestOutput, content: ContentEvents, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Why the answer ended, and how many tokens it took."""
     thinking_tokens = 0
     if content.has_thinking:
         token_ids = output.outputs[0].token_ids
-        thinking_tokens = num_reasoning_tokens(token_ids, request.chat, request.sampling_params, model)
+        thinking_tokens = num_reasoning_tokens(token_ids, request.chat, request.sampling_params, tokenizer)
     return {
         **_stop(request, output.outputs[0], has_tool_use=content.has_tool_use),
         "usage": {**_usage(output.metrics), "output_tokens_details": {"thinking_tokens": thinking_tokens}},

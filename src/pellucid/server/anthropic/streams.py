@@ -16,7 +16,7 @@ from pellucid.server.anthropic.responses import ending, new_message
 from pellucid.server.http.replies import json_bytes
 from pellucid.server.http.sse import event
 from pellucid.server.openai.requests import GenerationRequest
-from pellucid.server.served_model import ServedModel
+from pellucid.tokenizer.tokenizer import Tokenizer
 
 
 def tell(error: PellucidError) -> bytes:
@@ -31,10 +31,10 @@ class MessageEvents:
         name: unique; the message's `id` is made from it.
     """
 
-    def __init__(self, request: GenerationRequest, model: ServedModel, *, name: str) -> None:
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, *, name: str) -> None:
         self._request = request
-        self._model = model
-        self._parser = model.chat_format.parser(request.chat)
+        self._tokenizer = tokenizer
+        self._parser = request.chat.format.parser(request.chat)
         self._name = name
         self._content = ContentEvents()
         self._has_begun = False
@@ -52,7 +52,7 @@ class MessageEvents:
         for piece in self._parser.finish():
             events += self._content.push(piece)
         events += self._content.end()
-        delta = ending(self._request, output, self._content, self._model)
+        delta = ending(self._request, output, self._content, self._tokenizer)
         events.append({"type": "message_delta", "usage": delta.pop("usage"), "delta": delta})
         events.append({"type": "message_stop"})
         return _written(events)

@@ -13,7 +13,7 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
-from pellucid.server.chat.tools import ChatTurn
+from pellucid.server.chat.tools import ChatTurn, parse_chat_turn, render_chat
 from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, required, without_nulls
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.server.served_model import ServedModel
@@ -39,9 +39,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     **_NEUTRAL,
     "modalities": (["text"],),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none",),
     "audio": (),
@@ -100,7 +97,17 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
         ModelFileError: the model's chat template is faulty.
     """
     body = without_nulls(body)
-    own = {"messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "chat_template_kwargs"}
+    own = {
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "messages",
+        "max_tokens",
+        "max_completion_tokens",
+        "logprobs",
+        "top_logprobs",
+        "chat_template_kwargs",
+    }
     _check_names(body, own, NEUTRAL_CHAT)
     logprobs = check_boolean("logprobs", body.get("logprobs", False))
     top_logprobs = check_integer("top_logprobs", body.get("top_logprobs", 0), 0, MAX_LOGPROBS)
@@ -122,10 +129,11 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
     params = _sampling_params(
         body, max_tokens=next(iter(limits.values()), None), logprobs=top_logprobs if logprobs else None
     )
-    prompt = model.tokenizer.apply_chat_template(
-        required(body, "messages"), max_tokens=model.max_model_len - 1, **template_kwargs
+    turn = parse_chat_turn(
+        body.get("tools"), body.get("tool_choice"), body.get("parallel_tool_calls"), model.chat_format
     )
-    return _request(body, model, [prompt], params, is_chat=True)
+    prompt, turn = render_chat(required(body, "messages"), turn, model, **template_kwargs)
+    return replace(_request(body, model, [prompt], turn.sampling_params(params), is_chat=True), chat=turn)
 
 
 def parse_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationRequest:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import CompletionOutput, RequestOutput
+from pellucid.server.chat.parser import read_message
+from pellucid.server.openai.chat_messages import finish_reason_of, message_body
 from pellucid.server.openai.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
 from pellucid.server.openai.requests import GenerationRequest
 from pellucid.tokenizer.tokenizer import Tokenizer
@@ -87,12 +89,15 @@ def _prompt_only(request: GenerationRequest, completion: CompletionOutput, token
 
 def _choice(request: GenerationRequest, completion: CompletionOutput, tokenizer: Tokenizer) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": 0}
+    finish_reason: str = completion.finish_reason
     if request.is_chat:
-        choice["message"] = {"role": "assistant", "content": completion.text, "refusal": None}
+        message = read_message(request.chat.format.parser(request.chat), completion.text)
+        choice["message"] = message_body(message)
+        finish_reason = finish_reason_of(finish_reason, has_tool_calls=bool(message.tool_calls))
     else:
         choice["text"] = completion.text
     choice["logprobs"] = _logprobs(request, completion, tokenizer)
-    choice["finish_reason"] = completion.finish_reason
+    choice["finish_reason"] = finish_reason
     choice["stop_reason"] = completion.stop_reason
     return choice
 

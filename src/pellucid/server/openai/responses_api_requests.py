@@ -82,6 +82,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
     "truncation": ("disabled",),
 }
+_STORED = ("conversation", "previous_response_id", "prompt")
+"""What refers to something that was stored."""
 NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
     "allowed_callers": (["direct"],),
     "defer_loading": (False,),
@@ -127,6 +129,12 @@ def parse_response(body: Mapping[str, Any], model: ServedModel) -> ResponsesRequ
         ModelFileError: the model's chat template is faulty.
     """
     fields = read_object("body", body)
+    for name in _STORED:
+        if name in fields:
+            raise InvalidRequestError(
+                f"{name} is not supported: nothing is stored here, so send all that was said before as input",
+                param=name,
+            )
     check_fields("", fields, FIELDS | NEUTRAL.keys() | EXTENSION_FIELDS)
     for name in NEUTRAL.keys() & fields.keys():
         check_neutral(name, fields[name], NEUTRAL[name])

@@ -10,11 +10,11 @@ from pellucid.core.outputs import RequestOutput
 from pellucid.server.chat.usage import num_reasoning_tokens
 from pellucid.server.openai.responses_api_output import OutputEvents
 from pellucid.server.openai.responses_api_requests import ResponsesRequest
-from pellucid.server.served_model import ServedModel
+from pellucid.tokenizer.tokenizer import Tokenizer
 
 
 def response_body(
-    request: ResponsesRequest, output: RequestOutput, model: ServedModel, *, name: str, created: int
+    request: ResponsesRequest, output: RequestOutput, tokenizer: Tokenizer, *, name: str, created: int
 ) -> dict[str, Any]:
     """The response that answers `request`, which asks for no log-probabilities.
 
@@ -23,12 +23,12 @@ def response_body(
         name: unique; the `id`s of the response and of its items are made from it.
         created: seconds since 1970.
     """
-    parser = model.chat_format.parser(request.generation.chat)
+    parser = request.generation.chat.format.parser(request.generation.chat)
     items = OutputEvents(name)
     for piece in [*parser.push(output.outputs[0].text), *parser.finish()]:
         items.push(piece, [])
     items.end(status=status(output))
-    return ended_response(request, output, items.items, model, name=name, created=created)
+    return ended_response(request, output, items.items, tokenizer, name=name, created=created)
 
 
 def new_response(request: ResponsesRequest, *, name: str, created: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def ended_response(
     request: ResponsesRequest,
     output: RequestOutput,
     items: list[dict[str, Any]],
-    model: ServedModel,
+    tokenizer: Tokenizer,
     *,
     name: str,
     created: int,
@@ -64,7 +64,7 @@ def ended_response(
         "completed_at": int(time.time()) if is_whole else None,
         "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
         "output": items,
-        "usage": _usage(request, output, items, model),
+        "usage": _usage(request, output, items, tokenizer),
     }
 
 
@@ -87,13 +87,13 @@ def status(output: RequestOutput) -> str:
 
 
 def _usage(
-    request: ResponsesRequest, output: RequestOutput, items: list[dict[str, Any]], model: ServedModel
+    request: ResponsesRequest, output: RequestOutput, items: list[dict[str, Any]], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """How many tokens it took. Which tokens are kept in the prefix cache is nobody's request: none count as written."""
     metrics, reasoning_tokens = output.metrics, 0
     if any(item["type"] == "reasoning" for item in items):
         chat = request.generation
-        reasoning_tokens = num_reasoning_tokens(output.outputs[0].token_ids, chat.chat, chat.sampling_params, model)
+        reasoning_tokens = num_reasoning_tokens(output.outputs[0].token_ids, chat.chat, chat.sampling_params, tokenizer)
     return {
         "input_tokens": metrics.prompt_tokens,
         "input_tokens_details": {"cached_tokens": metrics.cached_tokens, "cache_write_tokens": 0},

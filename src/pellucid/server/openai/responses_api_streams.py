@@ -17,7 +17,7 @@ from pellucid.server.openai.logprobs import chat_logprobs
 from pellucid.server.openai.responses_api_output import Logprobs, OutputEvents
 from pellucid.server.openai.responses_api_requests import ResponsesRequest
 from pellucid.server.openai.responses_api_responses import ended_response, failed_response, new_response, status
-from pellucid.server.served_model import ServedModel
+from pellucid.tokenizer.tokenizer import Tokenizer
 
 
 class ResponseEvents:
@@ -33,12 +33,12 @@ class ResponseEvents:
         response: as it ended; None before.
     """
 
-    def __init__(self, request: ResponsesRequest, model: ServedModel, *, name: str, created: int) -> None:
+    def __init__(self, request: ResponsesRequest, tokenizer: Tokenizer, *, name: str, created: int) -> None:
         self.response: dict[str, Any] | None = None
         self._request = request
-        self._model = model
+        self._tokenizer = tokenizer
         self._names: dict[str, Any] = {"name": name, "created": created}
-        self._parser = model.chat_format.parser(request.generation.chat)
+        self._parser = request.generation.chat.format.parser(request.generation.chat)
         self._output = OutputEvents(name)
         self._logprobs: Logprobs = []
         self._num_events = 0
@@ -51,7 +51,7 @@ class ResponseEvents:
         else:
             for token in tokens:
                 if token.token_id is not None and token.logprobs is not None:
-                    self._logprobs.append(chat_logprobs(token.token_id, token.logprobs, self._model.tokenizer))
+                    self._logprobs.append(chat_logprobs(token.token_id, token.logprobs, self._tokenizer))
                 events += self._push(self._parser.push(token.text))
         return self._written(events)
 
@@ -60,7 +60,7 @@ class ResponseEvents:
         events = self._begin()
         events += self._push(self._parser.finish())
         events += self._output.end(status=status(output), logprobs=self._logprobs)
-        self.response = ended_response(self._request, output, self._output.items, self._model, **self._names)
+        self.response = ended_response(self._request, output, self._output.items, self._tokenizer, **self._names)
         events.append({"type": f"response.{status(output)}", "response": self.response})
         return self._written(events)
 

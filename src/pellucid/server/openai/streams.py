@@ -7,8 +7,10 @@ from typing import Any
 
 from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import RequestOutput, TokenOutput
+from pellucid.server.chat.events import ToolCallBegin
 from pellucid.server.http.replies import json_bytes
 from pellucid.server.http.sse import event
+from pellucid.server.openai.chat_messages import delta_body, finish_reason_of
 from pellucid.server.openai.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
 from pellucid.server.openai.requests import GenerationRequest
 from pellucid.server.openai.responses import error_body, usage
@@ -110,38 +112,48 @@ class _ChatChoice:
         self._index = index
         self._request = request
         self._tokenizer = tokenizer
+        self._parser = request.chat.format.parser(request.chat)
         self._has_begun = False
+        self._has_tool_calls = False
 
     def deltas(self, tokens: list[TokenOutput]) -> list[dict[str, Any]]:
         """What `tokens` add to it; nothing as long as their text is held back."""
-        text = "".join(token.text for token in tokens)
         last = tokens[-1]
-        deltas: list[dict[str, Any]] = []
-        logprobs = None
+        pieces = self._parser.push("".join(token.text for token in tokens))
+        if last.finish_reason is not None:
+            pieces += self._parser.finish()
+        self._has_tool_calls |= any(isinstance(piece, ToolCallBegin) for piece in pieces)
+        deltas = [self._delta(delta_body(piece)) for piece in pieces]
+        self._add_tokens(deltas, tokens)
+        if not self._has_begun and (deltas or last.finish_reason is not None):
+            self._has_begun = True
+            deltas.insert(0, self._delta({"role": "assistant", "content": ""}))
+        if last.finish_reason is not None:
+            deltas.append(self._delta({}))
+            deltas[-1]["finish_reason"] = finish_reason_of(last.finish_reason, has_tool_calls=self._has_tool_calls)
+            deltas[-1]["stop_reason"] = last.stop_reason
+            _add_prompt(deltas[-1], last.request_output, self._request)
+        return deltas
+
+    def _add_tokens(self, deltas: list[dict[str, Any]], tokens: list[TokenOutput]) -> None:
+        """What is told of `tokens` themselves, with the first of the deltas that they make, or one of its own."""
+        told: dict[str, Any] = {}
         if self._request.sampling_params.logprobs is not None:
             content = [
                 chat_logprobs(token.token_id, token.logprobs, self._tokenizer)
                 for token in tokens
                 if token.token_id is not None and token.logprobs is not None
             ]
-            logprobs = {"content": content, "refusal": None}
-        token_ids = [token.token_id for token in tokens if token.token_id is not None]
-        if not self._has_begun and (text or last.finish_reason is not None):
-            self._has_begun = True
-            deltas.append(self._delta({"role": "assistant", "content": ""}))
-        if text or (logprobs and logprobs["content"]) or (self._request.return_token_ids and token_ids):
-            deltas.append(self._delta({"content": text} if text else {}, logprobs))
-            if self._request.return_token_ids:
-                deltas[-1]["token_ids"] = token_ids
-        if last.finish_reason is not None:
+            told["logprobs"] = {"content": content, "refusal": None} if content else None
+        if self._request.return_token_ids:
+            told["token_ids"] = [token.token_id for token in tokens if token.token_id is not None]
+        if any(told.values()) and not deltas:
             deltas.append(self._delta({}))
-            deltas[-1]["finish_reason"] = last.finish_reason
-            deltas[-1]["stop_reason"] = last.stop_reason
-            _add_prompt(deltas[-1], last.request_output, self._request)
-        return deltas
+        if deltas:
+            deltas[0].update(told)
 
-    def _delta(self, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
-        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+    def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
+        return {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
 def _add_prompt(choice: dict[str, Any], output: RequestOutput | None, request: GenerationRequest) -> None:

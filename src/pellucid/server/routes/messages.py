@@ -25,14 +25,14 @@ async def create_message(request: Request) -> Response:
     serving = serving_of(request)
     body = await read_json(request, serving.settings.max_body_bytes)
     asked = await serving.run(parse_messages, body, serving.model)
-    name, model = token_hex(12), serving.model
+    name, tokenizer = token_hex(12), serving.model.tokenizer
     generation = generation_of(request, asked, name)
     if asked.stream:
-        events = MessageEvents(asked, model, name=name)
+        events = MessageEvents(asked, tokenizer, name=name)
         heartbeat = serving.settings.heartbeat_seconds
         return EventStream(_events(generation, events), tell, heartbeat_seconds=heartbeat)
     (output,) = await unless_disconnected(request, generation.complete())
-    return json_response(await serving.run(message_body, asked, output, model, name=name))
+    return json_response(await serving.run(message_body, asked, output, tokenizer, name=name))
 
 
 async def _events(generation: Generation, events: MessageEvents) -> AsyncGenerator[bytes, None]:

@@ -27,9 +27,9 @@ async def create_response(request: Request) -> Response:
     serving = serving_of(request)
     body = await read_json(request, serving.settings.max_body_bytes)
     asked = await serving.run(parse_response, body, serving.model)
-    name, created, model = token_hex(12), int(time.time()), serving.model
+    name, created, tokenizer = token_hex(12), int(time.time()), serving.model.tokenizer
     generation = generation_of(request, asked.generation, name)
-    events = ResponseEvents(asked, model, name=name, created=created)
+    events = ResponseEvents(asked, tokenizer, name=name, created=created)
     if asked.generation.stream:
         heartbeat = serving.settings.heartbeat_seconds
         return EventStream(_events(generation, events), events.tell, heartbeat_seconds=heartbeat)
@@ -37,7 +37,7 @@ async def create_response(request: Request) -> Response:
         body = await unless_disconnected(request, _collected(generation, events))
     else:
         (output,) = await unless_disconnected(request, generation.complete())
-        body = await serving.run(response_body, asked, output, model, name=name, created=created)
+        body = await serving.run(response_body, asked, output, tokenizer, name=name, created=created)
     return bytes_response(await serving.run(long_json_bytes, body))
 
 
