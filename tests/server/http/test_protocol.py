@@ -68,6 +68,13 @@ def with_server(
             "",
         ),
         ((b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",), 400, "invalid_request", "chunked"),
+        (
+            (request(b"1", chunk=1, headers={"Content-Length": "9"}),),
+            400,
+            "invalid_request",
+            "where does the body end",
+        ),
+        ((request(b"1", chunk=1).replace(b"/1.1", b"/1.0"),), 400, "invalid_request", "where does the body end"),
         ((request(b"1", chunk=1)[:-8] + b"zz\r\n",), 400, "invalid_request", "this is not HTTP/1.1: "),
         ((request(b"1", chunk=1)[:-8] + b"f" * 100_000,), 400, "invalid_request", "this is not HTTP/1.1: "),
     ],
@@ -225,6 +232,20 @@ def test_a_body_that_nobody_reads_is_not_taken_for_ever(monkeypatch: pytest.Monk
         client.close()
 
     with_server(test)
+
+
+def test_a_client_that_asks_before_it_sends_is_refused_at_once() -> None:
+    async def refuse(request: Request) -> Response:
+        return Response(status_code=413) if request.headers["content-length"] != "3" else await echo(request)
+
+    async def test(server: RawServer) -> None:
+        client = await server.connect()
+        await client.send(request(headers={"Content-Length": "1000000", "Expect": "100-continue"}))
+        assert (await client.answer()).status == 413
+        assert await client.closed() == b""
+        client.close()
+
+    with_server(test, Starlette(routes=[Route("/", refuse, methods=["POST"])]))
 
 
 def test_an_answer_that_nobody_reads_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pellucid.core.errors import EngineClosedError
-from pellucid.server.http.replies import error_response
+from pellucid.server.http.replies import send_error
 from pellucid.server.serving import Serving
 
 
@@ -22,7 +22,4 @@ class RefuseWhileDraining:
             await self._app(scope, receive, send)
             return
         error = EngineClosedError("the server is shutting down and takes no more requests")
-        scope.setdefault("state", {})["error"] = error  # for the log
-        response = error_response(error, scope["path"])
-        response.headers["Connection"] = "close"
-        await response(scope, receive, send)
+        await send_error(error, scope, receive, send, close=True)

@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import h11
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pellucid.core.errors import InvalidRequestError, PellucidError
 from pellucid.server.errors import HeaderTooLargeError, OverloadedError, RequestTimeoutError
 from pellucid.server.http.chunks import offer_chunks
-from pellucid.server.http.replies import error_response
+from pellucid.server.http.replies import error_response, send_error
 from pellucid.server.settings import ServerSettings
 
 LINGER_SECONDS = 5.0
@@ -51,6 +52,7 @@ class _LimitedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.app = partial(_with_one_length, self.app)
         self.conn = h11.Connection(h11.SERVER, self.settings.max_header_bytes)
         self.timeout_keep_alive = self.settings.keep_alive_timeout  # type: ignore[assignment]
         self._awaited: Awaited | None = None
@@ -173,10 +175,19 @@ class _Alarm:
             self._handle = None
 
 
+async def _with_one_length(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Calls `app` unless a proxy could see the request end elsewhere (RFC 9112, 6.1)."""
+    names = {name for name, _ in scope["headers"]}
+    if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0"):
+        error = InvalidRequestError("Transfer-Encoding comes with Content-Length or HTTP/1.0: where does the body end?")
+        await send_error(error, scope, receive, send, close=True)
+    else:
+        await app(scope, receive, send)
+
+
 async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
     message: Message = {"more_body": True}
     while message.get("more_body"):
         message = await receive()
-    answer = error_response(OverloadedError("too many connections are open: try again in a moment"), scope["path"])
-    answer.headers["Connection"] = "close"
-    await answer(scope, receive, send)
+    error = OverloadedError("too many connections are open: try again in a moment")
+    await send_error(error, scope, receive, send, close=True)

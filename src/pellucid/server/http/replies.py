@@ -97,7 +97,14 @@ def error_response(error: PellucidError, path: str) -> Response:
     return response
 
 
-async def send_error(error: PellucidError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request with `error`, on behalf of an ASGI middleware; the log has it from the request's state."""
+async def send_error(error: PellucidError, scope: Scope, receive: Receive, send: Send, *, close: bool = False) -> None:
+    """Answer a request with `error`, on behalf of an ASGI middleware; the log has it from the request's state.
+
+    Args:
+        close: the connection, too.
+    """
     scope.setdefault("state", {})["error"] = error
-    await error_response(error, scope["path"])(scope, receive, send)
+    response = error_response(error, scope["path"])
+    if close:
+        response.headers["Connection"] = "close"
+    await response(scope, receive, send)
