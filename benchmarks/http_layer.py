@@ -112,8 +112,10 @@ def print_result(result: dict[str, Any]) -> None:
             f"{way:8s} {figures['tokens_per_s']:7.1f} output tok/s, "
             f"{figures['processor_s_per_token'] * 1e3:.3f} ms of processor time a token"
         )
+    server, client = (median["server"][f"{who}processor_s_per_token"] for who in ("", "client_"))
     print(
-        f"client   {median['server']['client_processor_s_per_token'] * 1e3:24.3f} ms of processor time a token, "
+        f"client   {client * 1e3:24.3f} ms of processor time a token, "
+        f"{client / (server + client):.1%} of both, "
         f"{median['server']['events_per_token']:.2f} events a token"
     )
     print(

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -24,15 +26,17 @@ from typing import Any
 from report import report
 from server_process import Footprint, ServerProcess
 
+from pellucid.client.errors import ServerError
 from pellucid.client.load import prompts
 from pellucid.client.load.arrivals import Concurrency
 from pellucid.client.load.generator import Extent, LoadGenerator, Work
 from pellucid.client.load.record import RequestRecord
 from pellucid.client.load.summary import summarize
 from pellucid.client.openai import OpenAIClient
+from pellucid.core.batch import BLOCK_SIZE
 from pellucid.weights.catalog import DEFAULT_MODEL
 
-FILL_WORDS = 700
+FILL_TOKENS = 1000
 WARM_UP_REQUESTS = 4  # of each client
 IDLE_SECONDS = 60
 LEFT_OVER = {
@@ -118,9 +122,13 @@ async def fill_kv_cache(server: ServerProcess, client: OpenAIClient, model: str,
     """Prompts that are cached in every block there is: memory that is new to a process is no leak."""
     metrics = await server.metrics()
     blocks = sum(count for key, count in metrics.items() if key.startswith("pellucid_kv_blocks"))
-    requests = clients.clients + round(blocks * 64 / FILL_WORDS)
-    texts = prompts.common_words(FILL_WORDS, "fill")
-    await LoadGenerator(client, Work("completions", model, 1), texts).run(clients, Extent(requests=requests))
+    length = min(FILL_TOKENS, int(metrics["pellucid_max_model_len_tokens"]) - 1)
+    requests = clients.clients + math.ceil(blocks * BLOCK_SIZE / length)
+    draw = random.Random(0)
+    texts = ([draw.randrange(10, 200) for _ in range(length)] for _ in range(requests))
+    filled = await LoadGenerator(client, Work("completions", model, 1), texts).run(clients, Extent(requests=requests))
+    if errors := [record.error for record in filled.records if record.error]:
+        raise ServerError(f"the KV cache could not be filled: {errors[0]}")
 
 
 async def when_idle(server: ServerProcess) -> dict[str, float]:

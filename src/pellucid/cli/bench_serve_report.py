@@ -97,8 +97,8 @@ def notes(rounds: Sequence[Mapping[str, Any]], max_tokens: int, *, ignore_eos: b
     if any(summary["client"]["is_bottleneck"] for summary in rounds):
         lag = max(summary["client"]["loop_lag_p99_s"] for summary in rounds)
         yield (
-            f"warning: this client was late itself, by {lag * 1e3:.0f} ms at p99: latencies are overstated by as much. "
-            "Fewer clients, or a client on another machine, would tell more"
+            f"warning: this client was late itself, by {lag * 1e3:.0f} ms at p99, and latencies are overstated by up "
+            "to as much: fewer clients, or a client on another machine, would tell more"
         )
     share = max(summary["client"]["cpu_share"] for summary in rounds)
     if share > 0.2:
