@@ -8,6 +8,7 @@ from typing import Any
 from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import CompletionOutput, RequestOutput
 from pellucid.server.chat.parser import read_message
+from pellucid.server.chat.usage import num_reasoning_tokens
 from pellucid.server.openai.chat_messages import finish_reason_of, message_body
 from pellucid.server.openai.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
 from pellucid.server.openai.requests import GenerationRequest
@@ -50,12 +51,14 @@ def response_body(
         "created": created,
         "model": request.model,
         "choices": choices,
-        "usage": usage(request, outputs, tells_cached=tells_cached),
+        "usage": usage(request, outputs, tokenizer, tells_cached=tells_cached),
     }
 
 
-def usage(request: GenerationRequest, outputs: Sequence[RequestOutput], *, tells_cached: bool = True) -> dict[str, Any]:
-    """How many tokens `request` took."""
+def usage(
+    request: GenerationRequest, outputs: Sequence[RequestOutput], tokenizer: Tokenizer, *, tells_cached: bool = True
+) -> dict[str, Any]:
+    """How many tokens `request` took. Those of reasoning are told of where the model may write some."""
     prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     completion_tokens = 0 if request.is_prompt_only else sum(output.metrics.output_tokens for output in outputs)
     told: dict[str, Any] = {
@@ -65,6 +68,11 @@ def usage(request: GenerationRequest, outputs: Sequence[RequestOutput], *, tells
     }
     if tells_cached:
         told["prompt_tokens_details"] = {"cached_tokens": sum(output.metrics.cached_tokens for output in outputs)}
+    if request.chat.format.reasoning is not None:
+        answers = [completion.token_ids for output in outputs for completion in output.outputs]
+        chat = (request.chat, request.sampling_params, tokenizer)
+        num = sum(num_reasoning_tokens(token_ids, *chat) for token_ids in answers)
+        told["completion_tokens_details"] = {"reasoning_tokens": num}
     return told
 
 

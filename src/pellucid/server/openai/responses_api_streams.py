@@ -11,7 +11,7 @@ from typing import Any
 from pellucid.core.errors import PellucidError
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.server.chat.events import ChatEvent
-from pellucid.server.http.replies import json_bytes
+from pellucid.server.http.replies import long_json_bytes
 from pellucid.server.http.sse import event
 from pellucid.server.openai.logprobs import chat_logprobs
 from pellucid.server.openai.responses_api_output import Logprobs, OutputEvents
@@ -87,6 +87,6 @@ class ResponseEvents:
     def _written(self, events: Iterable[dict[str, Any]]) -> bytes:
         written = []
         for each in events:
-            written.append(event(json_bytes({**each, "sequence_number": self._num_events}), each["type"]))
+            written.append(event(long_json_bytes({**each, "sequence_number": self._num_events}), each["type"]))
             self._num_events += 1
         return b"".join(written)

@@ -35,6 +35,7 @@ class CompletionEvents:
 
     def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, *, name: str, created: int) -> None:
         self._request = request
+        self._tokenizer = tokenizer
         self._envelope: dict[str, Any] = {
             "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{name}",
             "object": "chat.completion.chunk" if request.is_chat else "text_completion",
@@ -64,7 +65,8 @@ class CompletionEvents:
         """The last events, the terminal one among them."""
         if not self._request.include_usage:
             return DONE
-        return event(json_bytes({**self._envelope, "choices": [], "usage": usage(self._request, outputs)})) + DONE
+        told = usage(self._request, outputs, self._tokenizer)
+        return event(json_bytes({**self._envelope, "choices": [], "usage": told})) + DONE
 
 
 class _TextChoice:

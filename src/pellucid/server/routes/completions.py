@@ -19,7 +19,7 @@ from pellucid.server.http.sse import EventStream
 from pellucid.server.openai.requests import ENDPOINTS, GenerationRequest
 from pellucid.server.openai.responses import response_body
 from pellucid.server.openai.streams import CompletionEvents, tell
-from pellucid.server.serving import serving_of
+from pellucid.server.serving import Serving, serving_of
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 
@@ -33,7 +33,7 @@ async def complete(request: Request) -> Response:
     if asked.stream:
         events = CompletionEvents(asked, tokenizer, name=name, created=created)
         heartbeat = serving.settings.heartbeat_seconds
-        return EventStream(_events(generation, events), tell, heartbeat_seconds=heartbeat)
+        return EventStream(_events(serving, generation, events), tell, heartbeat_seconds=heartbeat)
     outputs = await unless_disconnected(request, generation.complete())
     return bytes_response(await serving.run(_answer, asked, outputs, tokenizer, name, created))
 
@@ -44,11 +44,11 @@ def _answer(
     return long_json_bytes(response_body(asked, outputs, tokenizer, name=name, created=created))
 
 
-async def _events(generation: Generation, events: CompletionEvents) -> AsyncGenerator[bytes, None]:
+async def _events(serving: Serving, generation: Generation, events: CompletionEvents) -> AsyncGenerator[bytes, None]:
     async for tokens in generation.stream():
         if data := events.events(tokens):
             yield data
-    yield events.end(generation.outputs)
+    yield await serving.run(events.end, generation.outputs)  # which may count tokens
 
 
 ROUTES = [Route(path, complete, methods=["POST"]) for path in ENDPOINTS]

@@ -19,7 +19,7 @@ from pellucid.server.http.sse import EventStream
 from pellucid.server.openai.responses_api_requests import parse_response
 from pellucid.server.openai.responses_api_responses import response_body
 from pellucid.server.openai.responses_api_streams import ResponseEvents
-from pellucid.server.serving import serving_of
+from pellucid.server.serving import Serving, serving_of
 
 
 async def create_response(request: Request) -> Response:
@@ -32,26 +32,26 @@ async def create_response(request: Request) -> Response:
     events = ResponseEvents(asked, tokenizer, name=name, created=created)
     if asked.generation.stream:
         heartbeat = serving.settings.heartbeat_seconds
-        return EventStream(_events(generation, events), events.tell, heartbeat_seconds=heartbeat)
+        return EventStream(_events(serving, generation, events), events.tell, heartbeat_seconds=heartbeat)
     if asked.generation.sampling_params.logprobs is not None:
-        body = await unless_disconnected(request, _collected(generation, events))
+        body = await unless_disconnected(request, _collected(serving, generation, events))
     else:
         (output,) = await unless_disconnected(request, generation.complete())
         body = await serving.run(response_body, asked, output, tokenizer, name=name, created=created)
     return bytes_response(await serving.run(long_json_bytes, body))
 
 
-async def _events(generation: Generation, events: ResponseEvents) -> AsyncGenerator[bytes, None]:
+async def _events(serving: Serving, generation: Generation, events: ResponseEvents) -> AsyncGenerator[bytes, None]:
     async for tokens in generation.stream():
         if data := events.events(token for _, token in tokens):
             yield data
     (output,) = generation.outputs
-    yield events.end(output)
+    yield await serving.run(events.end, output)  # which takes as long as the answer is
 
 
-async def _collected(generation: Generation, events: ResponseEvents) -> dict[str, Any]:
+async def _collected(serving: Serving, generation: Generation, events: ResponseEvents) -> dict[str, Any]:
     """The response that the events of a stream end with."""
-    async for _ in _events(generation, events):
+    async for _ in _events(serving, generation, events):
         pass
     assert events.response is not None
     return events.response
