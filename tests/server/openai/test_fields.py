@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
-from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, required, without_nulls
+from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, without_nulls
 from tests.support.served_models import served_model
 
 
@@ -37,5 +37,3 @@ def test_who_asks_and_of_which_model() -> None:
     assert refused_param(priority, {"priority": 2**40}) == "priority"
     assert (cache_salt({}), cache_salt({"cache_salt": "x"})) == ("", "x")
     assert refused_param(cache_salt, {"cache_salt": 1}) == "cache_salt"
-    assert required({"a": 1}, "a") == 1
-    assert refused_param(required, {}, "a") == "a"

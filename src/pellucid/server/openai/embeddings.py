@@ -15,7 +15,8 @@ from pellucid.core.outputs import EmbeddingOutput
 from pellucid.core.pooling_params import PoolingParams
 from pellucid.core.validation import check_boolean, check_integer, refusal
 from pellucid.server.http.replies import join_list, join_object, json_bytes
-from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, required, without_nulls
+from pellucid.server.json_fields import required
+from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, without_nulls
 from pellucid.server.openai.inputs import encode_inputs, input_list
 from pellucid.server.served_model import ServedModel
 
@@ -78,7 +79,7 @@ def parse_embeddings(body: Mapping[str, Any], model: ServedModel) -> EmbeddingsR
                 "for a part of one to mean anything",
                 param="dimensions",
             )
-    pooled = pooling_request(body, model, {"input": input_list("input", required(body, "input"))})
+    pooled = pooling_request(body, model, {"input": input_list("input", required("", body, "input"))})
     return EmbeddingsRequest(pooled, encoding == "base64")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pellucid.core.errors import MAX_PARAM_CHARACTERS, InvalidRequestError
-from pellucid.core.validation import INT32_MAX, check_integer, refusal, shown
+from pellucid.core.validation import INT32_MAX, check_integer
+from pellucid.server.json_fields import check_fields, check_neutral, read_string
 from pellucid.server.served_model import ServedModel
 
 LABELS = frozenset(("user", "safety_identifier", "prompt_cache_key"))
@@ -32,28 +31,12 @@ def check_names(
         InvalidRequestError: `param` is the name.
     """
     neutral = neutral or {}
-    for name, value in body.items():
+    for name in body:
         if name in LABELS:
-            if not isinstance(value, str):
-                raise refusal(name, value, "a string")
+            read_string(name, body[name])
         elif name in neutral:
-            if not any(_equal(value, allowed) for allowed in neutral[name]):
-                raise InvalidRequestError(f"{name} is not supported: leave it out", param=name)
-        elif name not in known:
-            close = difflib.get_close_matches(name[:MAX_PARAM_CHARACTERS], [*known, *LABELS, *neutral], n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            raise InvalidRequestError(f"{shown(name)} is not a parameter of this endpoint{hint}", param=name)
-
-
-def _equal(value: object, allowed: object) -> bool:
-    return isinstance(value, bool) == isinstance(allowed, bool) and value == allowed
-
-
-def required(body: Mapping[str, Any], name: str) -> Any:
-    """Raises InvalidRequestError where it is missing."""
-    if name not in body:
-        raise InvalidRequestError(f"{name} is missing", param=name)
-    return body[name]
+            check_neutral(name, body[name], neutral[name])
+    check_fields("", body, {*known, *LABELS, *neutral})
 
 
 def model_name(body: Mapping[str, Any], model: ServedModel) -> str:
@@ -63,9 +46,7 @@ def model_name(body: Mapping[str, Any], model: ServedModel) -> str:
         InvalidRequestError: it is not a string.
         ModelNotFoundError: it is another model's.
     """
-    name = body.get("model", model.names[0])
-    if not isinstance(name, str):
-        raise refusal("model", name, "a string")
+    name = read_string("model", body.get("model", model.names[0]))
     model.check_name(name)
     return name
 
@@ -78,7 +59,4 @@ def priority(body: Mapping[str, Any]) -> int:
 def cache_salt(body: Mapping[str, Any]) -> str:
     """Prefix-cache entries are shared only between requests of the same salt. Raises InvalidRequestError where it is
     not a string."""
-    salt = body.get("cache_salt", "")
-    if not isinstance(salt, str):
-        raise refusal("cache_salt", salt, "a string")
-    return salt
+    return read_string("cache_salt", body.get("cache_salt", ""))

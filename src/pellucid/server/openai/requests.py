@@ -14,7 +14,8 @@ from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
 from pellucid.server.chat.tools import ChatTurn, parse_chat_turn, render_chat
-from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, required, without_nulls
+from pellucid.server.json_fields import required
+from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, without_nulls
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.server.served_model import ServedModel
 from pellucid.tokenizer.chat_template import check_template_kwargs
@@ -132,7 +133,7 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
     turn = parse_chat_turn(
         body.get("tools"), body.get("tool_choice"), body.get("parallel_tool_calls"), model.chat_format
     )
-    prompt, turn = render_chat(required(body, "messages"), turn, model, **template_kwargs)
+    prompt, turn = render_chat(required("", body, "messages"), turn, model, **template_kwargs)
     return replace(_request(body, model, [prompt], turn.sampling_params(params), is_chat=True), chat=turn)
 
 
@@ -148,7 +149,7 @@ def parse_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationR
     echo = check_boolean("echo", body.get("echo", False))
     max_tokens = check_integer("max_tokens", body.get("max_tokens", 16), 0 if echo else 1, INT32_MAX)
     params = _sampling_params(body, max_tokens=max(1, max_tokens), logprobs=body.get("logprobs"), echo=echo)
-    prompts = _prompts(required(body, "prompt"))
+    prompts = _prompts(required("", body, "prompt"))
     request = _request(body, model, prompts, params, is_chat=False, is_prompt_only=max_tokens == 0)
     if request.stream and request.is_prompt_only:
         raise InvalidRequestError("with max_tokens 0 nothing comes that could be streamed", param="stream")

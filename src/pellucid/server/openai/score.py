@@ -11,8 +11,9 @@ import numpy as np
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.outputs import EmbeddingOutput
 from pellucid.core.validation import refusal
+from pellucid.server.json_fields import required
 from pellucid.server.openai.embeddings import POOLING_FIELDS, PoolingRequest, pooling_request, pooling_usage
-from pellucid.server.openai.fields import check_names, required, without_nulls
+from pellucid.server.openai.fields import check_names, without_nulls
 from pellucid.server.openai.inputs import input_list
 from pellucid.server.served_model import ServedModel
 
@@ -43,7 +44,7 @@ def parse_score(body: Mapping[str, Any], model: ServedModel) -> ScoreRequest:
     """
     body = without_nulls(body)
     check_names(body, POOLING_FIELDS | {"text_1", "text_2"}, NEUTRAL)
-    texts = {name: _texts(name, required(body, name)) for name in ("text_1", "text_2")}
+    texts = {name: _texts(name, required("", body, name)) for name in ("text_1", "text_2")}
     num_first, num_second = map(len, texts.values())
     if num_first not in (1, num_second):
         raise InvalidRequestError(

@@ -10,7 +10,8 @@ from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import check_boolean, refusal
 from pellucid.server.chat.tools import parse_chat_turn, render_chat
 from pellucid.server.http.replies import join_object, json_bytes, long_list
-from pellucid.server.openai.fields import check_names, model_name, required, without_nulls
+from pellucid.server.json_fields import required
+from pellucid.server.openai.fields import check_names, model_name, without_nulls
 from pellucid.server.openai.inputs import check_vocabulary
 from pellucid.server.served_model import ServedModel
 from pellucid.tokenizer.chat_template import check_template_kwargs
@@ -65,7 +66,7 @@ def detokenize(body: Mapping[str, Any], model: ServedModel) -> bytes:
     check_names(body, {"model", "tokens", "skip_special_tokens"})
     model_name(body, model)
     skip = check_boolean("skip_special_tokens", body.get("skip_special_tokens", False))
-    tokens = required(body, "tokens")
+    tokens = required("", body, "tokens")
     if not isinstance(tokens, list):
         raise refusal("tokens", tokens, "a list of token ids")
     check_vocabulary("tokens", tokens, model)
@@ -73,7 +74,7 @@ def detokenize(body: Mapping[str, Any], model: ServedModel) -> bytes:
 
 
 def _of_prompt(body: Mapping[str, Any], model: ServedModel) -> list[int]:
-    prompt = required(body, "prompt")
+    prompt = required("", body, "prompt")
     if not isinstance(prompt, str):
         raise refusal("prompt", prompt, "a string")
     flags = {"add_special_tokens": True, "parse_special": False}
