@@ -37,11 +37,19 @@ CITY = {
     "required": ["name", "n"],
     "additionalProperties": False,
 }
+CALLS = {
+    "type": "triggered_tags",
+    "triggers": ["<f>"],
+    "tags": [
+        {"begin": f"<f>{name}", "content": {"type": "json_schema", "json_schema": CITY}, "end": "!"} for name in "gh"
+    ],
+}
 MIXED: list[dict[str, Any]] = [
     {"json": CITY},
     {"regex": "(ab|c){1,9}!"},
     {"choice": ["yes", "no", "maybe"]},
     {"grammar": 'root ::= "<" ("x" | "tru" root){1,2} ">"\n'},
+    {"structural_tag": {"format": {**CALLS, "at_least_one": True, "stop_after_first": True}}},
 ]
 PROMPTS = ["a", "some longer prompt", "x y z", "the last of them"]
 
@@ -76,6 +84,8 @@ def follows(text: str, params: SamplingParams) -> bool:
         return re.fullmatch(asked.regex, text) is not None
     if asked.choice is not None:
         return text in asked.choice
+    if asked.structural_tag is not None:
+        return re.fullmatch(r'<f>[gh]\{"name": ".*", "n": -?[0-9]+\}!', text, re.DOTALL) is not None
     return text.count("<") == text.count(">") > 0
 
 
