@@ -26,7 +26,14 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from pellucid.core.metrics import EngineMetrics, RequestMetrics
-    from pellucid.core.outputs import CompletionOutput, EmbeddingOutput, Logprob, RequestOutput, TokenOutput
+    from pellucid.core.outputs import (
+        CompletionOutput,
+        EmbeddingOutput,
+        LabelOutput,
+        Logprob,
+        RequestOutput,
+        TokenOutput,
+    )
     from pellucid.core.sampling_params import SamplingParams
     from pellucid.core.structured_outputs import StructuredOutputsParams
     from pellucid.engine.async_engine import AsyncEngine
@@ -46,6 +53,7 @@ _HOME = {
     "OperationCost": "pellucid.core.capture",
     "CompletionOutput": "pellucid.core.outputs",
     "EmbeddingOutput": "pellucid.core.outputs",
+    "LabelOutput": "pellucid.core.outputs",
     "Logprob": "pellucid.core.outputs",
     "SpeculativeConfig": "pellucid.core.config",
     "EngineMetrics": "pellucid.core.metrics",
@@ -86,6 +94,7 @@ __all__ = [
     "EngineMetrics",
     "IntegrityError",
     "InvalidRequestError",
+    "LabelOutput",
     "Logprob",
     "ModelFileError",
     "ModelNotFoundError",

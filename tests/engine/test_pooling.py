@@ -26,7 +26,7 @@ from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, Samp
 from pellucid.core.capture import CaptureParams
 from pellucid.core.config import SchedulerConfig
 from pellucid.core.outputs import RequestOutput
-from pellucid.core.pooling_params import PoolingParams
+from pellucid.core.pooling_params import PoolingParams, labelling
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.hidden_states import HiddenStates
 from pellucid.engine.pooling import LastPooler, MeanPooler, PoolingBook
@@ -45,6 +45,7 @@ RNG = np.random.default_rng(7)
 PROMPT = RNG.integers(0, VOCAB_SIZE, 200).tolist()
 MEAN, LAST = PoolingParams("mean"), PoolingParams("last")
 ALL_PARAMS = [PoolingParams(pooling, normalize) for pooling in ("mean", "last") for normalize in (True, False)]  # type: ignore[arg-type]
+LABELS = labelling([5, 1, 60, 1])
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, detokenize=False, logprobs=1)
 
 
@@ -55,7 +56,7 @@ def mixed_requests(count: int) -> list[Request]:
     for number in range(count):
         begin = PROMPT[: rng.choice((0, 40, 64, 130))]
         prompt = begin + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 90))]
-        requests.append((prompt, rng.choice(ALL_PARAMS) if number % 3 else GREEDY))
+        requests.append((prompt, rng.choice([*ALL_PARAMS, LABELS]) if number % 3 else GREEDY))
     return requests
 
 
@@ -101,8 +102,8 @@ def bits(replies: Sequence[RequestOutput]) -> list[Any]:
     """What each request was told, to the last bit."""
     return [
         [(output.token_ids, output.logprobs, output.finish_reason) for output in reply.outputs]
-        if reply.embedding is None
-        else reply.embedding.tobytes()
+        if reply.pooled is None
+        else reply.pooled.tobytes()
         for reply in replies
     ]
 
@@ -122,14 +123,39 @@ def test_it_is_what_the_head_reads_pooled(path: Path, name: str) -> None:
         total += row
     for pooling, expected in (("mean", total / len(PROMPT)), ("last", hidden[-1])):
         (plain,) = answers(backend, [(PROMPT, PoolingParams(pooling, normalize=False))])  # type: ignore[arg-type]
-        assert plain.embedding is not None
-        assert plain.embedding.dtype == np.float32
-        assert np.array_equal(plain.embedding, expected.astype(np.float32))
+        assert plain.pooled is not None
+        assert plain.pooled.dtype == np.float32
+        assert np.array_equal(plain.pooled, expected.astype(np.float32))
         (normalized,) = answers(backend, [(PROMPT, PoolingParams(pooling))])  # type: ignore[arg-type]
-        assert normalized.embedding is not None
+        assert normalized.pooled is not None
         length = np.sqrt(np.square(expected).sum())
-        assert np.array_equal(normalized.embedding, (expected / length).astype(np.float32))
-        assert abs(np.linalg.norm(normalized.embedding) - 1) < 1e-6
+        assert np.array_equal(normalized.pooled, (expected / length).astype(np.float32))
+        assert abs(np.linalg.norm(normalized.pooled) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_labels_are_as_probable_as_an_answer_is_told(path: Path, name: str) -> None:
+    backend = load_tiny(path, name)
+    (reply,) = answers(backend, [(PROMPT, LABELS)])
+    assert reply.pooled is not None
+    found = reply.pooled.tolist()
+    for token_id, logprob in zip(LABELS.label_token_ids, found, strict=True):
+        params = SamplingParams(max_tokens=1, temperature=0, allowed_token_ids=[token_id], logprobs=0)
+        (told,) = answers(backend, [(PROMPT, params)])
+        assert told.outputs[0].logprobs is not None
+        assert told.outputs[0].logprobs[0][token_id].logprob == logprob
+    (every,) = answers(backend, [(PROMPT, labelling(range(VOCAB_SIZE)))])
+    assert every.pooled is not None
+    assert np.exp(every.pooled.astype(np.float64)).sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_mutant_that_normalizes_twice_is_caught(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = load_tiny(path, "cpu")
+    (wanted,) = answers(backend, [(PROMPT, LABELS)])
+    changed = mutant(PoolingBook._logprobs, "normalize=False", "normalize=True")
+    monkeypatch.setattr(PoolingBook, "_logprobs", changed)
+    (found,) = answers(backend, [(PROMPT, LABELS)])
+    assert bits([found]) != bits([wanted])
 
 
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -232,8 +258,8 @@ def test_nothing_is_generated(params: PoolingParams) -> None:
         (output,) = reply.outputs
         assert (output.text, output.token_ids, output.finish_reason) == ("", [], "stop")
         assert (reply.metrics.prompt_tokens, reply.metrics.output_tokens) == (20 * number + 1, 0)
-        assert reply.embedding is not None
-        assert reply.embedding.shape == (backend.spec.hidden_size,)
+        assert reply.pooled is not None
+        assert reply.pooled.shape == (backend.spec.hidden_size,)
     assert (backend.num_logits, backend.num_samples) == (0, 0)
     assert backend.most_captured <= (30 if params.pooling == "mean" else 5)
     metrics = engine.metrics()
@@ -245,7 +271,7 @@ def test_a_prompt_may_fill_the_context() -> None:
     engine = make_engine(max_model_len=200)
     engine.add_request("full", PROMPT, MEAN)
     engine.run()
-    assert engine.replies["full"].embedding is not None
+    assert engine.replies["full"].pooled is not None
     with pytest.raises(ContextLengthError, match="201 tokens, but the context holds 200 tokens"):
         engine.add_request("over", [*PROMPT, 1], MEAN)
     with pytest.raises(ContextLengthError, match="200 tokens and needs room for one more"):
@@ -272,7 +298,7 @@ def test_one_that_is_ended_early_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
         engine.abort(request_id)
         reply = engine.replies[request_id]
         assert [output.finish_reason for output in reply.outputs] == ["abort"]
-        assert reply.embedding is None
+        assert reply.pooled is None
     assert not engine._pooling
     assert engine.metrics().used_blocks == 0
     monkeypatch.setattr(PoolingBook, "close", lambda self, group: None)
@@ -300,7 +326,7 @@ def test_hidden_states_that_are_not_finite_fail_their_request_alone(params: Pool
     assert isinstance(engine.replies["bad"].error, BackendError)
     assert "not finite" in engine.replies["bad"].error.message
     assert engine.replies["bad"].outputs[0].finish_reason == "error"
-    assert engine.replies["good"].embedding is not None
+    assert engine.replies["good"].pooled is not None
     assert not engine._pooling
 
 
@@ -318,7 +344,7 @@ def test_a_step_that_fails_is_made_again_without_the_one_that_fails() -> None:
         healthy.add_request(name, prompts[name], LAST if name == "last" else MEAN)
     healthy.run()
     for name in ("mean", "last"):
-        assert np.array_equal(engine.replies[name].embedding, healthy.replies[name].embedding)  # type: ignore[arg-type]
+        assert np.array_equal(engine.replies[name].pooled, healthy.replies[name].pooled)  # type: ignore[arg-type]
 
 
 def test_a_vector_of_zeros_stays_one() -> None:
@@ -332,7 +358,7 @@ def test_a_vector_of_zeros_stays_one() -> None:
     engine = make_engine(backend=ZeroBackend())
     engine.add_request("0", PROMPT, MEAN)
     engine.run()
-    assert np.array_equal(engine.replies["0"].embedding, np.zeros(engine._backend.spec.hidden_size, np.float32))  # type: ignore[arg-type]
+    assert np.array_equal(engine.replies["0"].pooled, np.zeros(engine._backend.spec.hidden_size, np.float32))  # type: ignore[arg-type]
 
 
 def test_an_llm_embeds_one_or_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +373,12 @@ def test_an_llm_embeds_one_or_many(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tokens.prompt is None
         assert np.array_equal(tokens.embedding, one[0].embedding)
         assert llm.embed([]) == []
+        (labels,) = llm.label_logprobs("hello", [4, 2])
+        assert (labels.prompt, labels.logprobs.shape) == ("hello", (2,))
+        for wrong in ([], [VOCAB_SIZE], ["a"]):
+            with pytest.raises(InvalidRequestError) as caught:
+                llm.label_logprobs("hello", wrong)
+            assert caught.value.param == "label_token_ids"
         for arguments, param in (({"pooling": "max"}, "pooling"), ({"normalize": None}, "normalize")):
             with pytest.raises(InvalidRequestError) as caught:
                 llm.embed("hello", **arguments)
@@ -366,6 +398,7 @@ def test_an_async_engine_embeds_beside_others(monkeypatch: pytest.MonkeyPatch) -
     with LLM("fake") as llm:
         wanted = [output.embedding for output in llm.embed(["hello", "you"])]
         (text,) = llm.generate("go", GREEDY)
+        (labels,) = llm.label_logprobs("go", [1, 2])
     load_fake_backend(monkeypatch)
 
     async def main() -> None:
@@ -376,6 +409,9 @@ def test_an_async_engine_embeds_beside_others(monkeypatch: pytest.MonkeyPatch) -
             assert np.array_equal(first.embedding, wanted[0])
             assert np.array_equal(second.embedding, wanted[1])
             assert answer.outputs == text.outputs
+            assert np.array_equal((await engine.label_logprobs("go", [1, 2])).logprobs, labels.logprobs)
+            with pytest.raises(InvalidRequestError, match="label_token_ids"):
+                await engine.label_logprobs("go", [VOCAB_SIZE])
             with pytest.raises(InvalidRequestError, match="pooling"):
                 await engine.embed("hello", pooling="first")  # type: ignore[arg-type]
             with pytest.raises(ContextLengthError):

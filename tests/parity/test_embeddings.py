@@ -32,8 +32,8 @@ def embeddings(backend: Backend, tokens: list[int]) -> dict[str, np.ndarray]:
     engine.run()
     found = {}
     for pooling, reply in engine.replies.items():
-        assert reply.embedding is not None, reply.error
-        found[pooling] = reply.embedding
+        assert reply.pooled is not None, reply.error
+        found[pooling] = reply.pooled
     return found
 
 

@@ -136,8 +136,8 @@ def test_nothing_is_left_of_a_client_that_leaves(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_mutant_that_lets_them_run_on_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = mutant(embedding.embed_all, "await unless_disconnected(request, work)", "await work")
-    monkeypatch.setattr("pellucid.server.routes.embeddings.embed_all", changed)
+    changed = mutant(embedding._read_all, "await unless_disconnected(request, run_all())", "await run_all()")
+    monkeypatch.setattr(embedding, "_read_all", changed)
 
     async def scene(server: Server) -> None:
         asking = asyncio.create_task(server.ask("/v1/embeddings", {"input": ["abc"] * 20}))
@@ -148,6 +148,17 @@ def test_the_mutant_that_lets_them_run_on_is_caught(monkeypatch: pytest.MonkeyPa
         assert server.engine.metrics().counters.requests_finished == 20
 
     run(monkeypatch, scene, max_num_seqs=2)
+
+
+def test_items_find_their_query_in_the_prefix_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(server: Server) -> None:
+        server.backend.gate.set()
+        body = {"query": "a" * 150, "items": ["b", "c", "d"], "label_token_ids": [1, 2]}
+        await server.ask("/v1/score", body)
+        assert server.status == 200
+        assert server.engine.metrics().counters.cached_tokens == 2 * 150
+
+    run(monkeypatch, scene)
 
 
 def test_the_time_may_be_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,8 @@ class RequestOutput:
         captured: what it asked to see of the model at work; None if it did not ask.
         prompt_logprobs: one dictionary for each token of the prompt, token id -> Logprob, the token itself first; None
             for the first one, which nothing comes before. None if not asked for.
-        embedding: float32 [hidden_size], of a prompt that was to be pooled and not continued; else None.
+        pooled: of a prompt that was to be pooled and not continued, its embedding, float32 [hidden_size], or the
+            log-probabilities of labels, float32 [n]; else None.
         finished: always true; a RequestOutput is made once, at the end.
     """
 
@@ -85,7 +86,7 @@ class RequestOutput:
     captured: Captured | None = None
     finished: bool = True
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-    embedding: NDArray[np.float32] | None = None
+    pooled: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +101,24 @@ class EmbeddingOutput:
     """
 
     embedding: NDArray[np.float32]
+    prompt: str | None
+    prompt_token_ids: list[int]
+    metrics: RequestMetrics
+
+
+@dataclass(slots=True, eq=False)
+class LabelOutput:
+    """How probable tokens are to come after a prompt.
+
+    Attributes:
+        logprobs: float32 [n], natural logarithms of the probabilities of the label tokens, in their order, in the
+            model's own distribution over the whole vocabulary.
+        prompt: the prompt's text; None where it was given as token ids or messages.
+        prompt_token_ids: what the model read.
+        metrics: where the time went.
+    """
+
+    logprobs: NDArray[np.float32]
     prompt: str | None
     prompt_token_ids: list[int]
     metrics: RequestMetrics

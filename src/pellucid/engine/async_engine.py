@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
@@ -34,8 +34,8 @@ from pellucid.core.config import (
 )
 from pellucid.core.errors import EngineClosedError, EngineError, InvalidRequestError, PellucidError
 from pellucid.core.metrics import EngineMetrics
-from pellucid.core.outputs import EmbeddingOutput, RequestOutput
-from pellucid.core.pooling_params import Pooling, PoolingParams
+from pellucid.core.outputs import EmbeddingOutput, LabelOutput, RequestOutput
+from pellucid.core.pooling_params import Pooling, PoolingParams, labelling
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.core.trace import TraceSink
@@ -45,7 +45,7 @@ from pellucid.decoding.grammar_compiler import COMPILE_SECONDS
 from pellucid.engine.async_request import AsyncRequest, AsyncTokenStream, Item
 from pellucid.engine.loading import load_engine
 from pellucid.engine.output_processor import StepOutput
-from pellucid.engine.pooling import embedding_output
+from pellucid.engine.pooling import embedding_output, label_output
 from pellucid.engine.request_intake import Message, Prompt, PromptLike, RequestParams
 from pellucid.engine.step_guard import guard_steps, let_forks_pass
 
@@ -232,6 +232,33 @@ class AsyncEngine:
         """
         request = self._new_request(PoolingParams(pooling, normalize), request_id, priority, cache_salt)
         return embedding_output(await self._reply(request, prompt))
+
+    async def label_logprobs(
+        self,
+        prompt: PromptLike | ListLike[Message],
+        label_token_ids: Iterable[int],
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> LabelOutput:
+        """How probable tokens are to come after a prompt, as classifiers and rerankers ask it. Nothing is generated.
+        Cancelling the call aborts the request.
+
+        Args:
+            label_token_ids: 1 to 128 tokens.
+            The others: as `generate`.
+
+        Returns:
+            What `LLM.label_logprobs` gives, to the bit.
+
+        Raises:
+            As `embed`.
+        """
+        params = labelling(label_token_ids)
+        self._engine.intake.check_pooling(params)
+        request = self._new_request(params, request_id, priority, cache_salt)
+        return label_output(await self._reply(request, prompt))
 
     def abort(self, request_id: str) -> None:
         """End a request after this step; its terminal reply has the tokens until then. No effect on one that is unknown

@@ -32,15 +32,15 @@ from pellucid.core.config import (
 )
 from pellucid.core.errors import BackendError, InvalidRequestError
 from pellucid.core.metrics import EngineMetrics
-from pellucid.core.outputs import EmbeddingOutput, RequestOutput, TokenOutput
-from pellucid.core.pooling_params import Pooling, PoolingParams
+from pellucid.core.outputs import EmbeddingOutput, LabelOutput, RequestOutput, TokenOutput
+from pellucid.core.pooling_params import Pooling, PoolingParams, labelling
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
 from pellucid.engine.interrupts import DeferInterrupt
 from pellucid.engine.loading import load_engine
 from pellucid.engine.offline import GenerateStream, OfflineRun, paired
 from pellucid.engine.output_processor import StepOutput
-from pellucid.engine.pooling import embedding_output
+from pellucid.engine.pooling import embedding_output, label_output
 from pellucid.engine.progress import GenerateProgress
 from pellucid.engine.request_intake import Message, Prompt, PromptLike, RequestParams, is_conversation
 from pellucid.engine.step_guard import guard_steps
@@ -272,9 +272,28 @@ class LLM:
             BackendError: computing one of them failed; the others were aborted.
             EngineClosedError: the LLM was closed meanwhile.
         """
-        prompt_list: list[PromptLike] = [prompts] if _is_one_prompt(prompts) else list(prompts)  # type: ignore[list-item, arg-type]
-        params = [PoolingParams(pooling, normalize)] * len(prompt_list)
-        return [embedding_output(reply) for reply in self._run_all(prompt_list, params, progress)]
+        return [embedding_output(reply) for reply in self._pool(prompts, PoolingParams(pooling, normalize), progress)]
+
+    def label_logprobs(
+        self, prompts: PromptLike | ListLike[PromptLike], label_token_ids: Iterable[int], *, progress: bool = False
+    ) -> list[LabelOutput]:
+        """How probable tokens are to come after each prompt, as classifiers and rerankers ask it: the bits that
+        `generate` would tell of them. Nothing is generated.
+
+        Args:
+            prompts: text, or a list of token ids, or a list of these.
+            label_token_ids: 1 to 128 tokens, the same for all prompts.
+            progress: show a progress bar on standard error.
+
+        Returns:
+            One output a prompt, in order.
+
+        Raises:
+            As `embed`.
+        """
+        params = labelling(label_token_ids)
+        self._engine.intake.check_pooling(params)
+        return [label_output(reply) for reply in self._pool(prompts, params, progress)]
 
     def stream(
         self,
@@ -414,6 +433,12 @@ class LLM:
             if distinct.structured_outputs is not None:
                 self._engine.intake.grammars.compile(distinct.structured_outputs)
         return self._run_all(prompts, params, progress, capture)
+
+    def _pool(
+        self, prompts: PromptLike | ListLike[PromptLike], params: PoolingParams, progress: bool
+    ) -> list[RequestOutput]:
+        prompt_list: list[PromptLike] = [prompts] if _is_one_prompt(prompts) else list(prompts)  # type: ignore[list-item, arg-type]
+        return self._run_all(prompt_list, [params] * len(prompt_list), progress)
 
     def _run_all(
         self,

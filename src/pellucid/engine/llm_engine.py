@@ -118,7 +118,7 @@ class LLMEngine:
         self._layer_contrast = LayerContrast(self._backend)
         hidden_states = HiddenStates(self._backend.spec)
         self._searches = SearchBook(self.scheduler, hidden_states)
-        self._pooling = PoolingBook(hidden_states, self._backend.spec.hidden_size)
+        self._pooling = PoolingBook(hidden_states, self._backend)
         self._constraints = ConstraintBook(
             self._tokenizer, self._backend.spec.vocab_size, num_mask_threads=usable_processors() - self._backend.threads
         )
@@ -185,7 +185,7 @@ class LLMEngine:
             request_id: not in use by another unfinished request.
             prompt: text, token ids, or what `prepare` made of them.
             params: how to continue the prompt; or, with PoolingParams, how to pool it and generate nothing. Such a
-                reply is never streamed, captures nothing and has the `embedding`.
+                reply is never streamed, captures nothing and has what was asked for as `pooled`.
             priority: lower runs first, within -2^31 .. 2^31 - 1.
             cache_salt: prefix-cache entries are shared only between requests of the same salt.
             stream: report each token as it comes.
@@ -208,6 +208,7 @@ class LLMEngine:
                     "a prompt that is pooled gives no stream and captures nothing",
                     param="stream" if stream else "capture",
                 )
+            intake.check_pooling(params)
         else:
             intake.check_params(params, capture, stream=stream)
         intake.check_options(priority, cache_salt)

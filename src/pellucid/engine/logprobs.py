@@ -1,13 +1,36 @@
-"""The log-probabilities of a token, as a request is told of them."""
+"""The log-probabilities of given tokens, and as a request is told of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.backends.base import Backend
+from pellucid.core.batch import SampledTokens, SamplingBatch, sampling_record
 from pellucid.core.outputs import Logprob
+from pellucid.core.sampling_params import SamplingParams
+from pellucid.engine.constraints import one_each
 from pellucid.tokenizer.tokenizer import Tokenizer
+
+GIVEN = sampling_record(SamplingParams(temperature=0), seed=0, num_prompt_tokens=0)
+"""How a token is "chosen" that is given: every other is masked."""
+
+
+def score_given(
+    backend: Backend, logits: NDArray[np.float32], token_ids: NDArray[np.int32], records: NDArray[np.void]
+) -> SampledTokens:
+    """Log-probabilities in the model's own distribution of given tokens, one a row of `logits`, and of as many
+    alternatives as each row's record says.
+
+    Raises:
+        BackendError: a row is not finite.
+    """
+    rows = np.repeat(GIVEN, len(records))
+    for name in ("seed", "sequence_index", "position", "num_logprobs"):
+        rows[name] = records[name]
+    return backend.sample(logits, SamplingBatch(rows, masks=one_each(token_ids, logits.shape[1])))
 
 
 def token_logprobs(

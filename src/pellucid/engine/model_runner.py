@@ -9,22 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import NOTHING_ALLOWED, SampledTokens, SamplingBatch, sampling_record
+from pellucid.core.batch import NOTHING_ALLOWED, SampledTokens, SamplingBatch
 from pellucid.core.errors import PellucidError
 from pellucid.core.metrics import StepTimes
-from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.engine.capture import CaptureBook
-from pellucid.engine.constraints import ConstraintBook, Row, nothing_left, one_each
+from pellucid.engine.constraints import ConstraintBook, Row, nothing_left
 from pellucid.engine.custom_processors import ProcessorBook
 from pellucid.engine.guidance import Guidance
 from pellucid.engine.hidden_states import HiddenStates
 from pellucid.engine.input_builder import InputBuilder
 from pellucid.engine.layer_contrast import LayerContrast
+from pellucid.engine.logprobs import GIVEN, score_given
 from pellucid.engine.scheduler import Plan
 from pellucid.engine.speculative.verdicts import DraftOdds
-
-_GIVEN = sampling_record(SamplingParams(temperature=0), seed=0, num_prompt_tokens=0)
 
 
 @dataclass(slots=True)
@@ -204,7 +202,7 @@ class ModelRunner:
         sampled = self._choose(logits, sampling, result)
         if raw:
             chosen = np.maximum(sampled.token_ids[raw], 0)  # of a row that has none, nothing counts
-            scores = self._score(raw_logits, chosen, sampling.rows[raw])
+            scores = score_given(self._backend, raw_logits, chosen, sampling.rows[raw])
             width = scores.top_ids.shape[1]
             sampled.logprobs[raw] = scores.logprobs
             sampled.top_ids[raw, :width] = scores.top_ids
@@ -218,24 +216,15 @@ class ModelRunner:
         for sequence in sequences:
             group, positions = sequence.group, sequence.scheduled_prompt_positions
             if positions:
-                rows = np.repeat(_GIVEN, len(positions))
+                rows = np.repeat(GIVEN, len(positions))
                 rows["seed"] = group.seed
                 rows["position"] = np.arange(positions.start + 1, positions.stop + 1)
                 rows["num_logprobs"] = group.sampling_params.num_prompt_logprobs
                 records.append(rows)
                 token_ids += group.prompt_token_ids[positions.start + 1 : positions.stop + 1]
                 result.prompts.append((group, len(positions)))
-        result.prompt_scores = self._score(logits, np.array(token_ids, np.int32), np.concatenate(records))
-
-    def _score(
-        self, logits: NDArray[np.float32], token_ids: NDArray[np.int32], records: NDArray[np.void]
-    ) -> SampledTokens:
-        """Log-probabilities in the model's own distribution of given tokens, one a row, and of as many alternatives as
-        each row's record says. A token is given by leaving no other to choose from."""
-        rows = np.repeat(_GIVEN, len(records))
-        for name in ("seed", "sequence_index", "position", "num_logprobs"):
-            rows[name] = records[name]
-        return self._backend.sample(logits, SamplingBatch(rows, masks=one_each(token_ids, logits.shape[1])))
+        ids = np.array(token_ids, np.int32)
+        result.prompt_scores = score_given(self._backend, logits, ids, np.concatenate(records))
 
 
 def _rows(samples: list[Sequence], draft_offsets: list[int]) -> list[Row]:

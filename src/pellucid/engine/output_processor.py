@@ -135,13 +135,13 @@ class OutputProcessor:
         for sequence in sequences:
             group = sequence.group
             try:
-                embedding = self._pooling.embedding(group)
+                pooled = self._pooling.result(group)
             except BackendError as error:
                 self._scheduler.finish(sequence, "error", error=error)
                 self._end(group, None, output)
             else:
                 self._scheduler.finish(sequence, "stop")
-                self._end(group, None, output).embedding = embedding
+                self._end(group, None, output).pooled = pooled
 
     def finish_early(self, group: SequenceGroup, sequences: list[Sequence], output: StepOutput) -> None:
         """Add the terminal reply of a group whose last `sequences` ended without a token: refused, failed, aborted; or

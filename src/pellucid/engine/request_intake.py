@@ -165,6 +165,20 @@ class RequestIntake:
         if capture is not None:
             check_capture(capture, sampling_params, self._spec)
 
+    def check_pooling(self, params: PoolingParams) -> None:
+        """Check what only the model can tell of the parameters of a request that generates nothing.
+
+        Raises:
+            InvalidRequestError: a label that is not in the vocabulary.
+        """
+        vocab_size = self._spec.vocab_size
+        for token_id in params.label_token_ids:
+            if token_id >= vocab_size:
+                raise InvalidRequestError(
+                    f"label_token_ids has {token_id}, but the vocabulary has ids 0 to {vocab_size - 1}",
+                    param="label_token_ids",
+                )
+
     def check_options(self, priority: int, cache_salt: str) -> None:
         """Check what else a request may come with.
 

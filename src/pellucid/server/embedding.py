@@ -1,23 +1,27 @@
-"""The prompts of one request body that are to become vectors, with the engine."""
+"""The prompts of one request body that are to be read and not continued, with the engine."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from pellucid.core.outputs import EmbeddingOutput
-from pellucid.engine.async_engine import AsyncEngine
+from pellucid.core.outputs import EmbeddingOutput, LabelOutput
 from pellucid.server.errors import DeadlineError
 from pellucid.server.http.disconnect import unless_disconnected
 from pellucid.server.openai.embeddings import PoolingRequest
 from pellucid.server.serving import serving_of
 from pellucid.server.settings import ServerSettings
 
+Output = TypeVar("Output", EmbeddingOutput, LabelOutput)
+
 
 async def embed_all(request: Request, asked: PoolingRequest) -> list[EmbeddingOutput]:
-    """One output for each prompt of `asked`, the body of `request`. Those that run are aborted when the client leaves,
-    when one fails, and when the time is up.
+    """An embedding for each prompt of `asked`, the body of `request`. What runs is aborted when the client leaves, when
+    one of them fails, and when the time is up.
 
     Raises:
         NotReadyError: the model is not loaded.
@@ -25,13 +29,36 @@ async def embed_all(request: Request, asked: PoolingRequest) -> list[EmbeddingOu
         DeadlineError: the time was up.
         starlette.requests.ClientDisconnect: the client left.
     """
-    serving = serving_of(request)
-    settings = serving.settings
+    engine = serving_of(request).engine
+    params = asked.params
+    return await _read_all(
+        request, asked, partial(engine.embed, pooling=params.pooling, normalize=params.normalize), num_first=0
+    )
+
+
+async def label_all(request: Request, asked: PoolingRequest) -> list[LabelOutput]:
+    """As `embed_all`, the log-probabilities of labels. The first prompt goes ahead: the others, which have a long
+    beginning in common with it, then find that in the prefix cache."""
+    engine = serving_of(request).engine
+    run = partial(engine.label_logprobs, label_token_ids=asked.params.label_token_ids)
+    return await _read_all(request, asked, run, num_first=1)
+
+
+async def _read_all(
+    request: Request, asked: PoolingRequest, run: Callable[..., Coroutine[Any, Any, Output]], *, num_first: int
+) -> list[Output]:
+    settings = serving_of(request).settings
     salt = request.state.api_key if settings.per_key_cache_salt else ""
-    work = _embed_all(serving.engine, asked, salt + asked.cache_salt, _num_at_once(settings))
+    run = partial(run, priority=asked.priority, cache_salt=salt + asked.cache_salt)
+    at_once = _num_at_once(settings)
+
+    async def run_all() -> list[Output]:
+        first = await _run_all(asked.prompts[:num_first], run, at_once)
+        return first + await _run_all(asked.prompts[num_first:], run, at_once)
+
     try:
         async with asyncio.timeout(settings.request_timeout):
-            outputs = await unless_disconnected(request, work)
+            outputs = await unless_disconnected(request, run_all())
     except TimeoutError:
         raise DeadlineError(
             f"{len(asked.prompts)} prompts took longer than the {settings.request_timeout:g} s that a request may "
@@ -47,25 +74,21 @@ def _num_at_once(settings: ServerSettings) -> int:
     return most if settings.max_waiting is None else min(most, max(1, settings.max_waiting // 2))
 
 
-async def _embed_all(engine: AsyncEngine, asked: PoolingRequest, salt: str, num_at_once: int) -> list[EmbeddingOutput]:
-    outputs: dict[int, EmbeddingOutput] = {}
-    to_come = iter(enumerate(asked.prompts))
+async def _run_all(
+    prompts: list[list[int]], run: Callable[[list[int]], Coroutine[Any, Any, Output]], num_at_once: int
+) -> list[Output]:
+    outputs: dict[int, Output] = {}
+    to_come = iter(enumerate(prompts))
 
-    async def embed_some() -> None:
+    async def run_some() -> None:
         for place, prompt in to_come:
-            outputs[place] = await engine.embed(
-                prompt,
-                pooling=asked.params.pooling,
-                normalize=asked.params.normalize,
-                priority=asked.priority,
-                cache_salt=salt,
-            )
+            outputs[place] = await run(prompt)
 
-    running = [asyncio.create_task(embed_some()) for _ in range(min(num_at_once, len(asked.prompts)))]
+    running = [asyncio.create_task(run_some()) for _ in range(min(num_at_once, len(prompts)))]
     try:
         await asyncio.gather(*running)
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-    return [outputs[place] for place in range(len(asked.prompts))]
+    return [outputs[place] for place in range(len(prompts))]

@@ -15,7 +15,7 @@ from pellucid.server.http.disconnect import CLIENT_CLOSED_REQUEST
 from pellucid.server.logs import fields, logger
 
 if TYPE_CHECKING:
-    from pellucid.core.outputs import EmbeddingOutput, RequestOutput
+    from pellucid.core.outputs import EmbeddingOutput, LabelOutput, RequestOutput
 
 REQUEST_ID_HEADER = b"x-request-id"
 QUIET_PATHS = frozenset(("/health", "/ready", "/metrics"))
@@ -105,7 +105,7 @@ def _work(state: dict[str, Any]) -> dict[str, object]:
         values["error"] = state["error"].code
     generation = state.get("generation")
     outputs: Sequence[RequestOutput] = [] if generation is None else generation.outputs
-    pooled: Sequence[EmbeddingOutput] = state.get("pooled", ())
+    pooled: Sequence[EmbeddingOutput | LabelOutput] = state.get("pooled", ())
     metrics = [*(output.metrics for output in outputs), *(output.metrics for output in pooled)]
     for name in ("prompt_tokens", "cached_tokens", "output_tokens") if metrics else ():
         values[name] = sum(getattr(each, name) for each in metrics)

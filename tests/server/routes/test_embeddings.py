@@ -66,6 +66,15 @@ def test_scores(server: LiveServer) -> None:
     assert [entry["score"] for entry in swapped["data"]] == scores
 
 
+def test_labels(server: LiveServer, llm: LLM) -> None:
+    body = {"query": "Is it so? ", "items": ["Yes", "No way"], "label_token_ids": [10, 20, 30]}
+    answer = server.post("/v1/score", body)
+    wanted = llm.label_logprobs(["Is it so? Yes", "Is it so? No way"], [10, 20, 30])
+    assert answer["scores"] == [np.exp(output.logprobs.astype(np.float64)).tolist() for output in wanted]
+    for scores in server.post("/v1/score", {**body, "apply_softmax": True})["scores"]:
+        assert sum(scores) == pytest.approx(1)
+
+
 def test_the_client_of_openai_works_unchanged(server: LiveServer, llm: LLM) -> None:
     openai = pytest.importorskip("openai")
     wanted = [output.embedding for output in llm.embed(TEXTS)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pellucid.core.errors import ContextLengthError, InvalidRequestError
@@ -38,7 +38,7 @@ def input_list(name: str, value: Any) -> list[Any]:
 
 
 def encode_inputs(
-    inputs: Mapping[str, Sequence[Any]], model: ServedModel, *, add_special_tokens: bool = True
+    inputs: Mapping[str, Iterable[Any]], model: ServedModel, *, add_special_tokens: bool = True
 ) -> list[list[int]]:
     """The token ids of all `inputs`, texts or token ids, by the parameter that they come from.
 

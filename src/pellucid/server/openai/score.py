@@ -1,4 +1,5 @@
-"""`/v1/score`, as vLLM has it: how alike texts are. (https://docs.vllm.ai/en/latest/models/pooling_models.html)"""
+"""`/v1/score` in two forms: how alike texts are, as vLLM has it, and how probable labels are after items, as SGLang has
+it. (https://docs.vllm.ai/en/latest/models/pooling_models.html, https://docs.sglang.ai)"""
 
 from __future__ import annotations
 
@@ -9,21 +10,26 @@ from typing import Any
 import numpy as np
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.core.outputs import EmbeddingOutput
-from pellucid.core.validation import refusal
+from pellucid.core.outputs import EmbeddingOutput, LabelOutput
+from pellucid.core.pooling_params import labelling
+from pellucid.core.validation import check_boolean, refusal
+from pellucid.server.http.replies import join_list, join_object, json_bytes
 from pellucid.server.json_fields import required
 from pellucid.server.openai.embeddings import POOLING_FIELDS, PoolingRequest, pooling_request, pooling_usage
-from pellucid.server.openai.fields import check_names, without_nulls
-from pellucid.server.openai.inputs import input_list
+from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, without_nulls
+from pellucid.server.openai.inputs import check_vocabulary, encode_inputs, input_list
 from pellucid.server.served_model import ServedModel
 
 NEUTRAL: dict[str, tuple[object, ...]] = {"truncate_prompt_tokens": (), "mm_processor_kwargs": ({},)}
 """Parameters of vLLM that are not supported, with the values that ask for nothing."""
 
 
+LABEL_FIELDS = frozenset(("query", "items", "label_token_ids", "apply_softmax", "item_first"))
+
+
 @dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """What a body asks for.
+class SimilarityRequest:
+    """What a body with texts asks for.
 
     Attributes:
         pooled: the texts of `text_1`, and then those of `text_2`.
@@ -34,7 +40,20 @@ class ScoreRequest:
     num_first: int
 
 
-def parse_score(body: Mapping[str, Any], model: ServedModel) -> ScoreRequest:
+@dataclass(frozen=True, slots=True)
+class LabelRequest:
+    """What a body with items asks for.
+
+    Attributes:
+        pooled: the query with each item.
+        applies_softmax: whether the probabilities of the labels are to be those among the labels alone.
+    """
+
+    pooled: PoolingRequest
+    applies_softmax: bool
+
+
+def parse_score(body: Mapping[str, Any], model: ServedModel) -> SimilarityRequest | LabelRequest:
     """The body of `POST /v1/score`.
 
     Raises:
@@ -43,6 +62,11 @@ def parse_score(body: Mapping[str, Any], model: ServedModel) -> ScoreRequest:
         ModelNotFoundError: it asks for another model.
     """
     body = without_nulls(body)
+    is_similarity = "text_1" in body or "text_2" in body or not LABEL_FIELDS & body.keys()
+    return _parse_similarity(body, model) if is_similarity else _parse_labels(body, model)
+
+
+def _parse_similarity(body: Mapping[str, Any], model: ServedModel) -> SimilarityRequest:
     check_names(body, POOLING_FIELDS | {"text_1", "text_2"}, NEUTRAL)
     texts = {name: _texts(name, required("", body, name)) for name in ("text_1", "text_2")}
     num_first, num_second = map(len, texts.values())
@@ -50,10 +74,51 @@ def parse_score(body: Mapping[str, Any], model: ServedModel) -> ScoreRequest:
         raise InvalidRequestError(
             f"text_1 has {num_first} texts and text_2 has {num_second}: give one for all, or as many", param="text_1"
         )
-    return ScoreRequest(pooling_request(body, model, texts), num_first)
+    return SimilarityRequest(pooling_request(body, model, texts), num_first)
 
 
-def score_body(request: ScoreRequest, outputs: Sequence[EmbeddingOutput], *, name: str, created: int) -> dict[str, Any]:
+def _parse_labels(body: Mapping[str, Any], model: ServedModel) -> LabelRequest:
+    check_names(body, LABEL_FIELDS | {"model", "priority", "cache_salt"})
+    query: Any = required("", body, "query")
+    items = input_list("items", required("", body, "items"))
+    if not isinstance(query, (str, list)):
+        raise refusal("query", query, "a string or token ids")
+    item_first = check_boolean("item_first", body.get("item_first", False))
+    if any(type(item) is not type(query) for item in items):
+        raise InvalidRequestError("query and items must be all strings, or all token ids", param="items")
+    # One at a time: a long query is never there once for each of many items.
+    prompts = (item + query if item_first else query + item for item in items)
+    params = labelling(required("", body, "label_token_ids"))
+    check_vocabulary("label_token_ids", list(params.label_token_ids), model)
+    softmax = check_boolean("apply_softmax", body.get("apply_softmax", False))
+    name, rank, salt = model_name(body, model), priority(body), cache_salt(body)
+    return LabelRequest(PoolingRequest(name, encode_inputs({"items": prompts}, model), params, rank, salt), softmax)
+
+
+def label_body(request: LabelRequest, outputs: Sequence[LabelOutput]) -> bytes:
+    """The JSON that answers `request`, of which `outputs` has one for each item: for each label, in their order, how
+    probable it is to follow."""
+    scores = (json_bytes(_probabilities(output, request.applies_softmax)) for output in outputs)
+    return join_object(
+        {
+            "object": json_bytes("scoring"),
+            "model": json_bytes(request.pooled.model),
+            "scores": join_list(scores),
+            "usage": json_bytes(pooling_usage(request.pooled)),
+        }
+    )
+
+
+def _probabilities(output: LabelOutput, applies_softmax: bool) -> list[float]:
+    logprobs = output.logprobs.astype(np.float64)
+    weights = np.exp(logprobs - logprobs.max()) if applies_softmax else np.exp(logprobs)
+    probabilities: list[float] = (weights / weights.sum() if applies_softmax else weights).tolist()
+    return probabilities
+
+
+def similarity_body(
+    request: SimilarityRequest, outputs: Sequence[EmbeddingOutput], *, name: str, created: int
+) -> dict[str, Any]:
     """The body that answers `request`, of which `outputs` has one for each text.
 
     Args:

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pellucid.server.embedding import embed_all
+from pellucid.server.embedding import embed_all, label_all
 from pellucid.server.http.json_body import read_json
 from pellucid.server.http.replies import bytes_response, json_response
 from pellucid.server.openai.embeddings import embeddings_body, parse_embeddings
-from pellucid.server.openai.score import parse_score, score_body
+from pellucid.server.openai.score import LabelRequest, label_body, parse_score, similarity_body
 from pellucid.server.serving import serving_of
 
 
@@ -27,13 +27,15 @@ async def embeddings(request: Request) -> Response:
 
 
 async def score(request: Request) -> Response:
-    """How alike texts are."""
+    """How alike texts are, or how probable labels are to follow items."""
     serving = serving_of(request)
     body = await read_json(request, serving.settings.max_body_bytes)
     asked = await serving.run(parse_score, body, serving.model)
+    if isinstance(asked, LabelRequest):
+        return bytes_response(await serving.run(label_body, asked, await label_all(request, asked.pooled)))
     outputs = await embed_all(request, asked.pooled)
     name, created = token_hex(12), int(time.time())
-    return json_response(await serving.run(score_body, asked, outputs, name=name, created=created))
+    return json_response(await serving.run(similarity_body, asked, outputs, name=name, created=created))
 
 
 ROUTES = [
