@@ -25,6 +25,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {"truncate_prompt_tokens": (), "mm_proc
 
 
 LABEL_FIELDS = frozenset(("query", "items", "label_token_ids", "apply_softmax", "item_first"))
+"""Parameters of the form with labels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import get_args
 
 from pellucid.core.errors import ContextLengthError, EngineClosedError, ModelFileError, QueueFullError
-from pellucid.core.pooling_params import Pooling
+from pellucid.core.pooling_params import MAX_LABELS, Pooling
 from pellucid.server.errors import DeadlineError
 from pellucid.server.openai.embeddings import NEUTRAL as NEUTRAL_OF_EMBEDDINGS
 from pellucid.server.openai.embeddings import POOLING_FIELDS
 from pellucid.server.openai.fields import LABELS
 from pellucid.server.openai.inputs import MAX_INPUTS
+from pellucid.server.openai.score import LABEL_FIELDS
 from pellucid.server.openai.score import NEUTRAL as NEUTRAL_OF_SCORE
 from pellucid.server.openai.tokenization import NEUTRAL as NEUTRAL_OF_TOKENIZE
 from pellucid.server.openapi.completions import (
@@ -75,7 +76,25 @@ def _score_request() -> Schema:
         "text_1": described(texts, "One text for all of text_2, or as many."),
         "text_2": texts,
     }
-    return request_object(properties, ("text_1", "text_2"))
+    return any_of(request_object(properties, ("text_1", "text_2")), *_label_requests())
+
+
+def _label_requests() -> tuple[Schema, Schema]:
+    ids = array(TOKEN_ID)
+    common = {
+        **label_properties(LABELS),
+        **extension_properties(("priority", "cache_salt")),
+        "model": MODEL,
+        "label_token_ids": described(array(TOKEN_ID, least=1, most=MAX_LABELS), "How probable these are to follow."),
+        "apply_softmax": described(BOOLEAN, "Of the labels alone, so that their probabilities sum to 1."),
+        "item_first": described(BOOLEAN, "Put each item before the query, and not after it."),
+    }
+    of_texts = {"query": TEXT, "items": any_of(TEXT, array(TEXT, least=1, most=MAX_INPUTS))}
+    of_ids = {"query": ids, "items": any_of(array(TOKEN_ID, least=1), array(ids, least=1, most=MAX_INPUTS))}
+    of_texts, of_ids = ({**common, **own} for own in (of_texts, of_ids))
+    assert of_texts.keys() > LABEL_FIELDS
+    required = ("query", "items", "label_token_ids")
+    return request_object(of_texts, required), request_object(of_ids, required)
 
 
 def _tokenize_request() -> Schema:
@@ -130,6 +149,9 @@ def schemas() -> dict[str, Schema]:
                 "usage": usage,
             }
         ),
+        "LabelScores": answer_object(
+            {"object": const("scoring"), "model": STRING, "scores": array(array(NUMBER)), "usage": usage}
+        ),
         "TokenizeRequest": _tokenize_request(),
         "Tokens": answer_object(
             {
@@ -155,10 +177,10 @@ OPERATIONS = {
     ),
     ("post", "/v1/score"): Operation(
         tag="vLLM",
-        summary="How alike texts are",
+        summary="How alike texts are; or, as in SGLang, how probable labels are after items",
         body=ref("ScoreRequest"),
         example={"text_1": "The cat sat.", "text_2": ["A cat was sitting.", "It rains."]},
-        answer={JSON: ref("Scores")},
+        answer={JSON: any_of(ref("Scores"), ref("LabelScores"))},
         errors=_OF_POOLING,
     ),
     ("post", "/tokenize"): Operation(
