@@ -330,8 +330,22 @@ def test_nobody_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        with pytest.raises(ConnectionFailedError, match=rf"no connection to http://127.0.0.1:{port}: Connect"):
+        with pytest.raises(
+            ConnectionFailedError, match=rf"no connection to http://127.0.0.1:{port}: Connection refused"
+        ):
             run(get(HttpClient(f"http://127.0.0.1:{port}")))
+
+
+def test_a_name_that_is_not_known() -> None:
+    with pytest.raises(ConnectionFailedError, match=r"no connection to http://nowhere.invalid: "):
+        run(get(HttpClient("http://nowhere.invalid")))
+
+
+def test_a_client_that_sends_again_what_was_heard_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The mutant: a lost connection is replaced whatever had come on it.
+    monkeypatch.setattr(http._Connection, "was_closed_unheard", lambda connection: True)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        test_nothing_else_is_sent_twice(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
