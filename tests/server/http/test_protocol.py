@@ -234,7 +234,9 @@ def test_a_body_that_nobody_reads_is_not_taken_for_ever(monkeypatch: pytest.Monk
     with_server(test)
 
 
-def test_a_client_that_asks_before_it_sends_is_refused_at_once() -> None:
+def test_a_client_that_asks_before_it_sends_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.3)
+
     async def refuse(request: Request) -> Response:
         return Response(status_code=413) if request.headers["content-length"] != "3" else await echo(request)
 
