@@ -16,6 +16,7 @@ from pellucid.server.app import routes
 from pellucid.server.openai.requests import SAMPLING_FIELDS
 from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder
 from tests.support.chat_models import write_chat_model
+from tests.support.chat_templates import HERMES
 from tests.support.live_server import LiveServer, live_server
 from tests.support.raw_http import Answer
 
@@ -372,6 +373,83 @@ def test_a_request_id_of_another_user_gives_nothing_of_theirs(client: Client) ->
     assert len({body["id"] for body in bodies}) == len(prompts)
     for prompt, body in zip(prompts, bodies, strict=True):
         assert body["choices"][0]["text"].startswith(prompt)
+
+
+@pytest.fixture(scope="module")
+def tool_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The same for a model that takes tools."""
+    path = tmp_path_factory.mktemp("model") / "tools.gguf"
+    with live_server(write_chat_model(path, template=HERMES)) as server:
+        client = Client(server)
+        before = client.sound()
+        yield client
+        assert client.sound() == before
+
+
+def function(name: str = "f", **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
+def nested_schema(depth: int) -> dict[str, Any]:
+    nested: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        nested = {"type": "object", "properties": {"a": nested}}
+    return nested
+
+
+def properties(**each: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": each, "required": list(each)}
+
+
+@pytest.mark.parametrize(
+    ("tools", "param"),
+    [
+        ("x", "tools"),
+        ([None], "tools[0]"),
+        ([function()] * 2, "tools[1].function.name"),
+        ([function(f"f{number}") for number in range(3000)], "tools"),
+        ([function("f" * MEGABYTE)], "tools[0].function.name"),
+        ([function('f"}\n')], "tools[0].function.name"),
+        ([function(description="x" * MEGABYTE)], "prompt"),
+        ([function(evil=1)], "tools[0].function.evil"),
+        ([{"type": "web_search"}], "tools[0].type"),
+        ([function(parameters="x")], "tools[0].function.parameters"),
+        ([function(parameters={"type": "array"})], "tools[0].function.parameters.type"),
+        ([function(parameters=nested_schema(60))], "tools[0]"),
+        ([function(parameters=CYCLE)], "tools"),
+        ([function(parameters={"$ref": "#"})], "tools"),
+        ([function(parameters={"$ref": "http://127.0.0.1:1/schema"})], "tools"),
+        ([function(parameters=properties(a={"type": "array", "minItems": HUGE}))], "tools"),
+        ([function(parameters=properties(a={"type": "string", "pattern": "("}))], "tools"),
+        (
+            [function(parameters=properties(**{f"p{number}": {} for number in range(5000)}))],
+            "tools[0].function.parameters",
+        ),
+    ],
+)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_tools(tool_client: Client, tools: Any, param: str, choice: str) -> None:
+    check_refused(tool_client.chat("hi", tools=tools, tool_choice=choice), param)
+
+
+@pytest.mark.parametrize("choice", [5, "x", {}, {"type": "function"}, {"type": "function", "function": {"name": "g"}}])
+def test_tool_choices(tool_client: Client, choice: Any) -> None:
+    answer = tool_client.chat("hi", tools=[function()], tool_choice=choice)
+    check_refused(answer, answer.error["param"], "tool_choice")
+
+
+@pytest.mark.parametrize(
+    "arguments", ["{", "[]", 5, "[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, '{"a": 1' + "0" * 5000 + "}"]
+)
+def test_arguments_of_calls(tool_client: Client, arguments: Any) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "x"},
+    ]
+    answer = tool_client.send(CHAT, {"model": "tiny", "messages": messages})
+    check_refused(answer, answer.error["param"], "messages[1].tool_calls")
 
 
 @pytest.mark.parametrize(
