@@ -7,7 +7,7 @@ kept connection that turns out to be closed, as servers may do between any two r
 from __future__ import annotations
 
 import asyncio
-import os
+import errno
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -152,8 +152,9 @@ class HttpClient:
             reason = getattr(error, "verify_message", None) or error.reason or error
             raise ConnectionFailedError(f"no secure connection to {origin}: {reason}", param="url") from None
         except OSError as error:
-            # asyncio words a refusal by its call and address; a name that is not found has no errno of the system.
-            reason = os.strerror(error.errno) if isinstance(error, ConnectionError) else error.strerror or error
+            # Of a name with several addresses asyncio gives a list of errors, as text.
+            is_refused = f"[Errno {errno.ECONNREFUSED}]" in str(error)
+            reason = "nothing listens there" if is_refused else error.strerror or str(error)
             raise ConnectionFailedError(f"no connection to {origin}: {reason}", param="url") from None
         return _Connection(origin, reader, writer, self._read_timeout)
 
