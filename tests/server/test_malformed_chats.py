@@ -1,4 +1,4 @@
-"""Bodies of chats in all three forms in which one thing is not what it should be: served, or refused, and nothing else."""
+"""Bodies of chats in all three forms in which one thing is not what it should be: they are served, or refused."""
 
 from __future__ import annotations
 
@@ -86,9 +86,17 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return []
 
 
-def test_the_bodies_are_sound() -> None:
-    for parse, body in FORMS:
+def status(parse: Any, body: dict[str, Any]) -> int:
+    """The HTTP status that answers `body`."""
+    try:
         parse(body, MODEL)
+    except PellucidError as error:
+        return error.status
+    return 200
+
+
+def test_the_bodies_are_sound() -> None:
+    assert [status(parse, body) for parse, body in FORMS] == [200, 200, 200]
 
 
 @settings(max_examples=400)
@@ -101,7 +109,4 @@ def test_one_thing_is_not_what_it_should_be(form: Any, data: st.DataObject) -> N
     for key in path:
         parent = parent[key]
     parent[last] = data.draw(ODD)
-    try:
-        parse(changed, MODEL)
-    except PellucidError as error:
-        assert 400 <= error.status < 500
+    assert status(parse, changed) < 500
