@@ -195,7 +195,9 @@ async def served_engine(*, survives: bool = True, **settings: Any) -> AsyncItera
             gate()
         await serving.close()
         logging.getLogger().removeHandler(log)
-    await until(lambda: not [each for each in set(threading.enumerate()) - threads if each.name[:9] == "pellucid-"])
+    # Those for grammars end when nobody holds the engine any more.
+    kinds = ("pellucid-engine", "pellucid-tokenizer", "pellucid-parsing")
+    await until(lambda: not [each for each in set(threading.enumerate()) - threads if each.name.startswith(kinds)])
 
 
 def run(test: Callable[[ServedEngine], Any], **settings: Any) -> None:
