@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from pellucid.core.errors import EngineError, InvalidRequestError
+from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.decoding.grammar import GrammarMatcher
 from pellucid.engine import grammar_masks
+from pellucid.engine.constraints import ConstraintBook
 from pellucid.engine.grammar_masks import GrammarMasks
 from tests.support.grammars import allowed, compiled
+from tests.support.mutants import mutant
 from tests.support.sequences import make_group
 from tests.support.tokenizers import byte_level_tokenizer
 
@@ -39,6 +42,33 @@ def rows_of(sequence: Sequence, text: str, drafts: str = "") -> list[Row]:
 
 def texts(mask: Any) -> set[str]:
     return {TOKENIZER.decode([token_id]) for token_id in allowed(mask)}
+
+
+def masks_after_a_grammar() -> list[Any]:
+    """Those of a request that has no grammar, once the one that had has ended."""
+    book = ConstraintBook(TOKENIZER, TOKENIZER.vocab_size, num_mask_threads=0)
+    one, other = make_group(PROMPT), make_group(PROMPT, SamplingParams(banned_token_ids=[3]))
+    book.open(one, compiled(TOKENIZER, choice=["x1", "x2"]))
+    book.open(other)
+    book.begin(rows_of(one.sequences[0], "") + rows_of(other.sequences[0], ""))
+    assert [mask is not None for mask in book.join({})] == [True, True]
+    book.close(one)
+    book.begin(rows_of(other.sequences[0], "a"))
+    return book.join({})
+
+
+def test_masks_end_with_their_request() -> None:
+    (mask,) = masks_after_a_grammar()
+    assert len(allowed(mask)) == TOKENIZER.vocab_size - 1
+
+
+def test_a_mutant_that_keeps_masks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = mutant(
+        ConstraintBook.begin, "self._grammars.begin(rows)", "self._grammars and self._grammars.begin(rows)"
+    )
+    monkeypatch.setattr(ConstraintBook, "begin", changed)
+    with pytest.raises((AssertionError, IndexError)):
+        test_masks_end_with_their_request()
 
 
 def test_each_row_gets_the_mask_of_its_own_sequence() -> None:

@@ -138,9 +138,9 @@ async def ask_both_ways(server: ServedEngine, path: str, body: dict[str, Any]) -
     for streamed, told in zip(comparable(choices, body), comparable(whole["choices"], body), strict=True):
         assert streamed.keys() == told.keys()
         for name, value in told.items():
-            assert streamed[name] == value, f"the stream has another {name}"
+            assert streamed[name] == value, f"the stream has another {name}: {body}"
     usages = [{**each, "prompt_tokens_details": None} for each in (usage, whole["usage"])]
-    assert usages[0] == usages[1]
+    assert usages[0] == usages[1], "the stream tells another usage"
     if body["return_token_ids"]:
         num_ids = sum(len(choice["token_ids"]) for choice in choices)
         if body.get("echo"):
@@ -234,19 +234,19 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
         streams._TextChoice,
         "deltas",
         mutant(streams._TextChoice.deltas, '"text": text,', '"text": text.replace("b", ""),'),
-        "",
+        "another text",
     ),
     "a token not told": (
         streams._TextChoice,
         "deltas",
         mutant(streams._TextChoice.deltas, 'choice["token_ids"] = token_ids', 'choice["token_ids"] = token_ids[:1]'),
-        "",
+        "another token_ids",
     ),
     "usage of something else": (
         streams,
         "usage",
-        lambda request, outputs: {**streams_usage(request, outputs), "completion_tokens": 7},
-        "",
+        lambda *args, **options: {**streams_usage(*args, **options), "completion_tokens": 7},
+        "another usage",
     ),
     "no terminal event": (streams.CompletionEvents, "end", lambda self, outputs: b"", "0 terminal events"),
     "two terminal events": (
@@ -259,7 +259,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
         IncrementalDetokenizer,
         "push",
         lambda self, token_id: self._tokenizer.token_bytes(token_id).decode("utf-8", "replace"),
-        "",
+        "another (text|message)",
     ),
     "events in parts": (
         completions,
@@ -298,13 +298,6 @@ def test_a_mutant_that_holds_nothing_back_is_caught(chat_model: str, monkeypatch
 
 
 def test_a_mutant_whose_draws_depend_on_others_is_caught(chat_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = RequestIntake.make_group
-
-    def make_group(self: RequestIntake, *args: Any, **kwargs: Any) -> Any:
-        group, search = original(self, *args, **kwargs)
-        group.seed += kwargs["arrival_number"]
-        return group, search
-
-    monkeypatch.setattr(RequestIntake, "make_group", make_group)
+    monkeypatch.setattr(RequestIntake, "_request_seed", lambda self, params, arrival_number: arrival_number)
     with pytest.raises(AssertionError):
         test_an_answer_is_the_same_alone_and_among_others(chat_model)

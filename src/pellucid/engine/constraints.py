@@ -80,8 +80,7 @@ class ConstraintBook:
         """Begin the masks of a step. The rows of one sequence stand together, each with one draft more."""
         self._rows = rows
         self._masks = []
-        if self._grammars:
-            self._grammars.begin(rows)  # perhaps in other threads, while the rest of this goes on
+        self._grammars.begin(rows)  # perhaps in other threads, while the rest of this goes on
         for sequence, token_ids in rows:
             constraints = self._constraints.get(sequence.group)
             self._masks.append(None if constraints is None else constraints.mask(token_ids))
