@@ -6,6 +6,7 @@ over a trie of the vocabulary. Masks are those of pellucid.decoding.token_mask.
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as ListLike
@@ -156,10 +157,16 @@ def _allows(mask: NDArray[np.uint32], token_id: int) -> bool:
 _HALF_REASON = 300  # characters
 
 
-def explained(error: str) -> str:
+_PLACE = re.compile(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?|\n\s*\d+ \| .*", re.DOTALL)
+"""Where in a grammar an error is, and the grammar."""
+
+
+def explained(error: str, *, own_grammar: bool = True) -> str:
     """What llguidance says, in one line, without what is of use to its developers alone; of a long grammar that it
-    repeats, the beginning and the end."""
+    repeats, the beginning and the end; of one that the request did not write itself, nothing."""
     text = error.split("\n<", 1)[0].strip()
+    if not own_grammar:
+        text = _PLACE.sub("", text)
     if text.startswith("NoExtension"):
         return "no token can follow: the grammar cannot be fulfilled"
     text = " ".join(text.split()) or "the grammar cannot be followed"

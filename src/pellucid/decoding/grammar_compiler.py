@@ -137,7 +137,8 @@ class GrammarCompiler:
         if first is not None:
             first.compute_bitmask()  # what cannot even begin is refused here
         if first is None or first.is_error():
-            raise InvalidRequestError(f"{name}: {explained((first or matcher).get_error())}", param=name)
+            reason = explained((first or matcher).get_error(), own_grammar=params.structural_tag is None)
+            raise InvalidRequestError(f"{name}: {reason}", param=name)
         return matcher
 
     def _get_vocabulary(self) -> LLTokenizer:

@@ -157,7 +157,8 @@ def test_what_clients_send_back_is_taken() -> None:
         ([{"role": "assistant", "content": "x", "tool_calls": {}}], "messages[0].tool_calls"),
         ([calls({**call("c"), "index": 0})], "messages[0].tool_calls[0].index"),
         ([calls({**call("c"), "type": "custom"})], "messages[0].tool_calls[0].type"),
-        ([calls({**call("c"), "id": ""})], "messages[0].tool_calls[0].id"),
+        ([calls({**call("c"), "id": None})], "messages[0].tool_calls[0].id"),
+        ([calls({**call("c"), "id": "\ud800"})], "messages[0].tool_calls[0].id"),
         ([calls({**call("c"), "function": None})], "messages[0].tool_calls[0].function"),
         ([calls({**call("c"), "function": {"name": 1}})], "messages[0].tool_calls[0].function.name"),
         (

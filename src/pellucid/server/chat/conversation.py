@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.core.validation import refusal, shown
+from pellucid.core.validation import refusal
 from pellucid.server.chat.template_support import TemplateSupport
 from pellucid.server.chat.tool_formats.base import Tool, ToolFormat
+from pellucid.server.json_fields import check_fields, read_choice, read_list, read_object, read_string, required
 from pellucid.tokenizer.chat_template import check_messages
 
 _EMPTY_EXTRAS = ("annotations", "tool_calls")
@@ -24,11 +25,9 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
     Raises:
         InvalidRequestError: `param` names what is wrong.
     """
-    if not isinstance(messages, list | tuple):
-        raise refusal("messages", messages, "a list of messages")
     names: dict[str, str] = {}
     read = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(read_list("messages", messages)):
         path = f"messages[{index}]"
         if isinstance(message, Mapping):
             message = _read_message(message, path, names)
@@ -51,11 +50,11 @@ def _read_message(message: Mapping[str, Any], path: str, names: dict[str, str]) 
             )
         message["tool_calls"] = [
             _read_call(call, f"{path}.tool_calls[{number}]", names)
-            for number, call in enumerate(_list(message["tool_calls"], f"{path}.tool_calls"))
+            for number, call in enumerate(read_list(f"{path}.tool_calls", message["tool_calls"]))
         ]
         message.setdefault("content", "")
     if message.get("role") == "tool":
-        call_id = _string(message, "tool_call_id", path)
+        call_id = read_string(f"{path}.tool_call_id", required(path, message, "tool_call_id"))
         if call_id not in names:
             raise InvalidRequestError(
                 f"{path}.tool_call_id {call_id!r} is of none of the calls before it", param=f"{path}.tool_call_id"
@@ -65,17 +64,19 @@ def _read_message(message: Mapping[str, Any], path: str, names: dict[str, str]) 
 
 
 def _read_call(call: Any, path: str, names: dict[str, str]) -> dict[str, Any]:
-    call = checked_object(call, path, ("id", "type", "function"))
-    if call.get("type", "function") != "function":
-        raise refusal(f"{path}.type", call["type"], '"function"')
-    function = checked_object(call.get("function"), f"{path}.function", ("name", "arguments"))
-    name, arguments = _string(function, "name", f"{path}.function"), function.get("arguments")
+    call = read_object(path, call)
+    check_fields(path, call, ("id", "type", "function"))
+    read_choice(f"{path}.type", call.get("type", "function"), ("function",))
+    function = read_object(f"{path}.function", required(path, call, "function"))
+    check_fields(f"{path}.function", function, ("name", "arguments"))
+    name = read_string(f"{path}.function.name", required(f"{path}.function", function, "name"))
+    arguments = function.get("arguments")
     if isinstance(arguments, str):
         with suppress(ValueError, RecursionError):  # what is no JSON is refused below
             arguments = json.loads(arguments) if arguments.strip() else {}
     if not isinstance(arguments, Mapping):
         raise refusal(f"{path}.function.arguments", function.get("arguments"), "the text of a JSON object")
-    call_id = _string(call, "id", path)
+    call_id = read_string(f"{path}.id", required(path, call, "id"))
     names[call_id] = name
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
 
@@ -171,30 +172,3 @@ def with_instructions(
 
 def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def checked_object(value: Any, path: str, known: Sequence[str]) -> Mapping[str, Any]:
-    """`value`, which must be an object with no fields but these.
-
-    Raises:
-        InvalidRequestError: it is not; `param` names the field.
-    """
-    if not isinstance(value, Mapping):
-        raise refusal(path, value, f"an object with {', '.join(known)}")
-    for field in value:
-        if field not in known:
-            raise InvalidRequestError(f"{shown(field)} is not a field of {path}", param=f"{path}.{field}")
-    return value
-
-
-def _string(value: Mapping[str, Any], field: str, path: str) -> str:
-    found = value.get(field)
-    if not isinstance(found, str) or not found:
-        raise refusal(f"{path}.{field}", found, "a string that is not empty")
-    return found
-
-
-def _list(value: Any, path: str) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise refusal(path, value, "a list")
-    return list(value)

@@ -10,14 +10,13 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.structured_outputs import MAX_SCHEMA_BYTES
 from pellucid.core.validation import check_boolean, refusal, shown
-from pellucid.server.chat.conversation import checked_object
 from pellucid.server.chat.tool_formats.base import Tool
+from pellucid.server.json_fields import check_fields, read_choice, read_list, read_object, read_string, required
 
 MAX_TOOLS = 128
 NAME_PATTERN = "^[A-Za-z0-9_-]{1,64}$"
 _NO_PARAMETERS = {"type": "object", "properties": {}}
-_CHOICES = '"none", "auto", "required", a function, or allowed_tools'
-_FUNCTION_FIELDS = ("name", "description", "parameters", "strict")
+_MODES = ("none", "auto", "required")
 
 
 def parse_tools(tools: Any) -> list[Tool]:
@@ -28,45 +27,44 @@ def parse_tools(tools: Any) -> list[Tool]:
     """
     if tools is None:
         return []
-    if not isinstance(tools, list | tuple):
-        raise refusal("tools", tools, "a list of tools")
+    tools = read_list("tools", tools)
     if len(tools) > MAX_TOOLS:
         raise InvalidRequestError(f"tools must be up to {MAX_TOOLS} tools, not {len(tools)} of them", param="tools")
-    parsed = [_parse_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    parsed = [
+        _parse_tool(f"tools[{index}].function", _function(f"tools[{index}]", tool)) for index, tool in enumerate(tools)
+    ]
     seen: set[str] = set()
     for index, tool in enumerate(parsed):
         if tool["name"] in seen:
-            raise InvalidRequestError(
-                f"tools[{index}].function.name {tool['name']!r} is that of another tool",
-                param=f"tools[{index}].function.name",
-            )
+            path = f"tools[{index}].function.name"
+            raise InvalidRequestError(f"{path} {tool['name']!r} is that of another tool", param=path)
         seen.add(tool["name"])
     return parsed
 
 
-def _parse_tool(tool: Any, path: str) -> Tool:
-    tool = checked_object(tool, path, ("type", "function"))
-    if tool.get("type") != "function":
-        raise refusal(f"{path}.type", tool.get("type"), '"function"')
-    path, function = f"{path}.function", checked_object(tool.get("function"), f"{path}.function", _FUNCTION_FIELDS)
-    name = function.get("name")
+def _function(path: str, tool: Any) -> dict[str, Any]:
+    """What an object of the type "function" holds under that name."""
+    tool = read_object(path, tool)
+    read_choice(f"{path}.type", required(path, tool, "type"), ("function",))
+    check_fields(path, tool, ("type", "function"))
+    return read_object(f"{path}.function", required(path, tool, "function"))
+
+
+def _parse_tool(path: str, function: dict[str, Any]) -> Tool:
+    check_fields(path, function, ("name", "description", "parameters", "strict"))
+    name = required(path, function, "name")
     if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN[1:-1], name):
         raise refusal(f"{path}.name", name, f"a string that matches {NAME_PATTERN}")
     parsed: Tool = {"name": name}
-    description = function.get("description")
-    if description is not None:
-        if not isinstance(description, str):
-            raise refusal(f"{path}.description", description, "a string")
-        parsed["description"] = description
-    if function.get("strict") is not None:
+    if "description" in function:
+        parsed["description"] = read_string(f"{path}.description", function["description"])
+    if "strict" in function:
         check_boolean(f"{path}.strict", function["strict"])
-    parsed["parameters"] = _parse_parameters(function.get("parameters"), f"{path}.parameters")
+    parsed["parameters"] = _parse_parameters(f"{path}.parameters", function.get("parameters", {}))
     return parsed
 
 
-def _parse_parameters(parameters: Any, path: str) -> Mapping[str, Any]:
-    if parameters is None:
-        return _NO_PARAMETERS
+def _parse_parameters(path: str, parameters: Any) -> Mapping[str, Any]:
     if not isinstance(parameters, Mapping):
         raise refusal(path, parameters, "a JSON schema: an object")
     if parameters.get("type", "object") not in ("object", ["object"]):
@@ -83,15 +81,20 @@ def _parse_parameters(parameters: Any, path: str) -> Mapping[str, Any]:
 
 
 def parse_choice(choice: Any, names: Sequence[str]) -> tuple[str, list[str]]:
-    """ "none", "auto" or "required", and the names of the functions that may be called."""
+    """What `tool_choice` asks for: one of "none", "auto" and "required", and the functions that may be called.
+
+    Args:
+        choice: None where it is not given.
+        names: of the functions there are. Without any, none may be called.
+
+    Raises:
+        InvalidRequestError: it is malformed, or names what is not there.
+    """
     if choice is None:
         choice = "auto" if names else "none"
-    if isinstance(choice, str):
-        if choice not in ("none", "auto", "required"):
-            raise refusal("tool_choice", choice, _CHOICES)
-        mode, chosen = choice, list(names)
-    else:
-        mode, chosen = _parse_named(choice)
+    mode, chosen = (choice, list(names)) if isinstance(choice, str) else _parse_named(choice)
+    if mode not in _MODES:
+        raise _refused(choice)
     if mode == "required" and not names:
         raise InvalidRequestError("tool_choice needs tools: none are given", param="tool_choice")
     for name in chosen:
@@ -105,28 +108,25 @@ def parse_choice(choice: Any, names: Sequence[str]) -> tuple[str, list[str]]:
 
 def _parse_named(choice: Any) -> tuple[str, list[str]]:
     if not isinstance(choice, Mapping):
-        raise refusal("tool_choice", choice, _CHOICES)
-    kind = choice.get("type")
-    if kind == "function":
-        return "required", [_parse_reference(choice, "tool_choice")]
-    if kind != "allowed_tools":
-        raise refusal("tool_choice.type", kind, '"function" or "allowed_tools"')
-    checked_object(choice, "tool_choice", ("type", "allowed_tools"))
+        raise _refused(choice)
+    if read_choice("tool_choice.type", choice.get("type"), ("function", "allowed_tools")) == "function":
+        return "required", [_parse_reference("tool_choice", choice)]
+    check_fields("tool_choice", choice, ("type", "allowed_tools"))
     path = "tool_choice.allowed_tools"
-    allowed = checked_object(choice.get("allowed_tools"), path, ("mode", "tools"))
-    if allowed.get("mode") not in ("auto", "required"):
-        raise refusal(f"{path}.mode", allowed.get("mode"), '"auto" or "required"')
-    tools = allowed.get("tools")
-    if not isinstance(tools, list | tuple) or not tools:
+    allowed = read_object(path, required("tool_choice", choice, "allowed_tools"))
+    check_fields(path, allowed, ("mode", "tools"))
+    mode = read_choice(f"{path}.mode", required(path, allowed, "mode"), ("auto", "required"))
+    tools = read_list(f"{path}.tools", required(path, allowed, "tools"))
+    if not tools:
         raise refusal(f"{path}.tools", tools, "a list of functions that is not empty")
-    return allowed["mode"], [_parse_reference(tool, f"{path}.tools[{index}]") for index, tool in enumerate(tools)]
+    return mode, [_parse_reference(f"{path}.tools[{index}]", tool) for index, tool in enumerate(tools)]
 
 
-def _parse_reference(reference: Any, path: str) -> str:
-    reference = checked_object(reference, path, ("type", "function"))
-    if reference.get("type") != "function":
-        raise refusal(f"{path}.type", reference.get("type"), '"function"')
-    name = checked_object(reference.get("function"), f"{path}.function", ("name",)).get("name")
-    if not isinstance(name, str):
-        raise refusal(f"{path}.function.name", name, "a string")
-    return name
+def _parse_reference(path: str, reference: Any) -> str:
+    function = _function(path, reference)
+    check_fields(f"{path}.function", function, ("name",))
+    return read_string(f"{path}.function.name", required(f"{path}.function", function, "name"))
+
+
+def _refused(choice: Any) -> InvalidRequestError:
+    return refusal("tool_choice", choice, '"none", "auto", "required", a function, or allowed_tools')
