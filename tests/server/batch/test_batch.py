@@ -19,6 +19,7 @@ from pellucid.server.batch.batch import Batch
 from pellucid.server.batch.batch_input import BatchInput
 from pellucid.server.batch.batch_output import Identity, Tally
 from pellucid.weights.catalog import DEFAULT_MODEL
+from tests.support.chat_models import write_chat_model
 from tests.support.engines import load_fake_backend
 from tests.support.fake_backend import FakeBackend
 
@@ -263,3 +264,27 @@ def test_many_lines_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return peak
 
     assert peak(240) < 1.3 * peak(60)
+
+
+@pytest.mark.filterwarnings("ignore:the native core is not installed")
+def test_calls_of_functions(tmp_path: Path) -> None:
+    """They hold to their schemas, and one that cannot be held to is the fault of `tools`."""
+    url, messages = "/v1/chat/completions", [{"role": "user", "content": "hi"}]
+
+    def tools(**properties: Any) -> list[dict[str, Any]]:
+        parameters = {"type": "object", "properties": properties, "required": list(properties)}
+        return [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+
+    lines = [
+        line("good", url, messages=messages, tools=tools(a={"enum": ["x"]}), tool_choice="required", max_tokens=300),
+        line("bad", url, messages=messages, tools=tools(a={"not": {}})),
+    ]
+    lines[0]["body"]["parallel_tool_calls"] = False
+    with LLM(write_chat_model(tmp_path / "chat.gguf"), threads=1) as llm:
+        good, bad = (answer["response"] for _, answer in sorted(run(llm, lines).answers.items()))
+    (choice,) = good["body"]["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": '{"a": "x"}'}
+    assert bad["status_code"] == 400
+    assert bad["body"]["error"]["param"] == "tools"

@@ -132,7 +132,7 @@ class Batch:
         for place, output in enumerate(outputs):
             if output.error is not None:
                 where = f"prompt {place} of {len(outputs)}: " if len(outputs) > 1 else ""
-                return _failure(output.error, where)
+                return _failure(request.chat.blamed(output.error), where)
             if any(each.finish_reason == "abort" for each in output.outputs):
                 raise BackendError("this LLM is closed")
         return 200, response_body(

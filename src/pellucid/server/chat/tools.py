@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from pellucid.core.errors import InvalidRequestError
+from pellucid.core.errors import InvalidRequestError, PellucidError
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.structural_tag import Format
 from pellucid.core.structured_outputs import StructuredOutputsParams
@@ -102,9 +102,10 @@ class ChatTurn:
         skip = params.skip_special_tokens and self.skips_special_tokens
         return replace(params, structured_outputs=asked, skip_special_tokens=skip)
 
-    def blamed(self, error: InvalidRequestError) -> InvalidRequestError:
+    def blamed(self, error: PellucidError) -> PellucidError:
         """An error of the grammar that `sampling_params` asked for, as one of the request's `tools`."""
-        if not self.callable_names or not (error.param or "").startswith("structured_outputs"):
+        of_grammar = isinstance(error, InvalidRequestError) and (error.param or "").startswith("structured_outputs")
+        if not self.callable_names or not of_grammar:
             return error
         reason = re.sub(r"^structured_outputs(\.structural_tag)?", "the grammar of the calls", error.message)
         return InvalidRequestError(f"tools cannot be held to their parameters: {reason}", param="tools")
