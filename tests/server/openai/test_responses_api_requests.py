@@ -114,6 +114,18 @@ def test_what_asks_for_nothing_is_taken(chats: list[dict[str, Any]], body: dict[
             {"tool_choice": {"type": "function", "name": "look"}},
             {"tool_choice": {"type": "function", "function": {"name": "look"}}},
         ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "look"}]}},
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "look"}}],
+                    },
+                }
+            },
+        ),
     ],
 )
 def test_what_chat_it_is(chats: list[dict[str, Any]], body: dict[str, Any], chat: dict[str, Any]) -> None:
@@ -187,6 +199,12 @@ def test_what_was_asked_for_is_said_again(chats: list[dict[str, Any]]) -> None:
         ({"tool_choice": {"type": "file_search"}}, "tool_choice"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.name"),
         ({"tool_choice": {"name": "look"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.mode"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": 5}}, "tool_choice.tools"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}},
+            "tool_choice.tools[0].type",
+        ),
         ({"text": []}, "text"),
         ({"text": {"format": "json"}}, "text.format"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),

@@ -52,5 +52,5 @@ def parse_chat_body(body: Mapping[str, Any], model: ServedModel, renamings: tupl
 
 def _renamed(text: str, renamings: tuple[_Renaming, ...]) -> str:
     for pattern, name in renamings:
-        text = re.sub(rf"\b{pattern}", name, text)
+        text = re.sub(rf"\b(?:{pattern})", name, text)
     return text

@@ -198,12 +198,26 @@ def _tool_choice(choice: Any) -> Any:
     fields = read_object("tool_choice", choice)
     kind = required("tool_choice", fields, "type")
     if kind == "function":
-        check_fields("tool_choice", fields, ("type", "name"))
-        return {"type": "function", "function": {"name": required("tool_choice", fields, "name")}}
+        return _function_reference("tool_choice", fields)
+    if kind == "allowed_tools":
+        check_fields("tool_choice", fields, ("type", "mode", "tools"))
+        path = "tool_choice.tools"
+        tools = read_list(path, required("tool_choice", fields, "tools"))
+        allowed = [_function_reference(f"{path}[{index}]", tool) for index, tool in enumerate(tools)]
+        return {"type": kind, kind: {"mode": required("tool_choice", fields, "mode"), "tools": allowed}}
     raise InvalidRequestError(
-        f'tool_choice is of type {shown(kind)}, which is not supported: "none", "auto", "required" and functions are',
+        f'tool_choice is of type {shown(kind)}, which is not supported: "none", "auto", "required", a function and '
+        "allowed_tools are",
         param="tool_choice",
     )
+
+
+def _function_reference(path: str, reference: Any) -> dict[str, Any]:
+    """What names a function in `tool_choice` of chat completions."""
+    fields = read_object(path, reference)
+    check_fields(path, fields, ("type", "name"))
+    read_choice(f"{path}.type", required(path, fields, "type"), ("function",))
+    return {"type": "function", "function": {"name": required(path, fields, "name")}}
 
 
 def _text(fields: dict[str, Any]) -> dict[str, Any]:

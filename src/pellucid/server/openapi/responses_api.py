@@ -94,10 +94,13 @@ def _request() -> Schema:
         "parameters": described({"type": "object"}, "A JSON schema."),
         "strict": BOOLEAN,
     }
-    choice = any_of(
-        enum("none", "auto", "required"),
-        request_object({"type": const("function"), "name": STRING}, ("type", "name")),
-    )
+    function = request_object({"type": const("function"), "name": STRING}, ("type", "name"))
+    allowed = {
+        "type": const("allowed_tools"),
+        "mode": enum("auto", "required"),
+        "tools": array(function, least=1),
+    }
+    choice = any_of(enum("none", "auto", "required"), function, request_object(allowed, allowed))
     form = any_of(
         request_object({"type": enum("text", "json_object")}, ("type",)),
         request_object(
