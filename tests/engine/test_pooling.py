@@ -24,7 +24,7 @@ from pellucid import (
 from pellucid.backends.base import Backend
 from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.capture import CaptureParams
-from pellucid.core.config import SchedulerConfig
+from pellucid.core.config import SchedulerConfig, SpeculativeConfig
 from pellucid.core.outputs import RequestOutput
 from pellucid.core.pooling_params import PoolingParams, labelling
 from pellucid.core.sampling_params import SamplingParams
@@ -32,6 +32,7 @@ from pellucid.engine.hidden_states import HiddenStates
 from pellucid.engine.pooling import LastPooler, MeanPooler, PoolingBook
 from pellucid.engine.request_intake import RequestParams
 from tests.support.captures import residuals
+from tests.support.drafters import ScriptedDrafter
 from tests.support.engines import CheckedEngine, load_fake_backend, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import FakeTokenizer
@@ -186,6 +187,21 @@ def test_every_schedule_gives_the_same_bits(path: Path, name: str, count: int) -
     assert preemptions > (5 if name == "cpu" else 0)
     backend.close()
     assert bits(answers(load_tiny(path, name, threads=2), requests, **SCHEDULES["chunked"])) == wanted
+
+
+def test_they_run_beside_requests_that_are_guessed_ahead(path: Path) -> None:
+    backend = load_tiny(path, "cpu")
+    requests = mixed_requests(30)
+    wanted = bits(answers(backend, requests))
+    drafter = ScriptedDrafter(VOCAB_SIZE, wrong=0.5)
+    config = SpeculativeConfig("ngram", 5, adaptive=False)
+    for preempt in (0.0, 0.3):  # in steps with room for guesses
+        replies = answers(
+            backend, requests, budget=1000, max_num_seqs=4, preempt=preempt, speculative=config, drafter=drafter
+        )
+        assert bits(replies) == wanted, preempt
+        assert sum(reply.metrics.draft_tokens for reply in replies) > 10
+        assert not any(reply.metrics.draft_tokens for reply in replies if reply.pooled is not None)
 
 
 def chunks_added_up(monkeypatch: pytest.MonkeyPatch) -> None:

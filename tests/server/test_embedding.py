@@ -14,6 +14,7 @@ from pellucid import AsyncEngine
 from pellucid.core.batch import ForwardBatch, ForwardOutput
 from pellucid.server import embedding
 from pellucid.server.app import create_app
+from pellucid.server.routes import embeddings as routes
 from pellucid.server.serving import Serving
 from pellucid.server.settings import ServerSettings
 from tests.support.engines import load_fake_backend
@@ -117,6 +118,31 @@ def test_the_engine_has_so_many_at_a_time(monkeypatch: pytest.MonkeyPatch, setti
         assert server.most == most
 
     run(monkeypatch, scene, **settings)
+
+
+def test_nothing_long_is_done_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[str, str] = {}
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any, **options: Any) -> Any:
+            threads[name] = threading.current_thread().name
+            return function(*arguments, **options)
+
+        return noted
+
+    names = ("parse_embeddings", "embeddings_body", "parse_score", "similarity_body", "label_body")
+    for name in names:
+        monkeypatch.setattr(routes, name, noting(name, getattr(routes, name)))
+
+    async def scene(server: Server) -> None:
+        server.backend.gate.set()
+        await server.ask("/v1/embeddings", {"input": "a"})
+        await server.ask("/v1/score", {"text_1": "a", "text_2": "b"})
+        await server.ask("/v1/score", {"query": "a", "items": "b", "label_token_ids": [1]})
+        assert threads.keys() == set(names)
+        assert all(name.startswith("pellucid-parsing") for name in threads.values())
+
+    run(monkeypatch, scene)
 
 
 async def leaves(server: Server) -> None:
