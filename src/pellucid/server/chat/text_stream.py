@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable
+from itertools import takewhile
 from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -181,14 +182,26 @@ class Markers:
     def __init__(self, markers: Iterable[str]) -> None:
         self._sorted = sorted(markers)
         self._longest = max(map(len, self._sorted))
-        longest_first = sorted(self._sorted, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
         self._firsts = re.compile("|".join({re.escape(marker[0]) for marker in self._sorted}))
 
     def find(self, text: str, position: int = 0) -> tuple[int, str] | None:
-        """Where the first marker from `position` on is, and which."""
-        match = self._pattern.search(text, position)
-        return None if match is None else (match.start(), match[0])
+        """Where the first marker from `position` on is, and which; of several there, the longest."""
+        for match in self._firsts.finditer(text, position):
+            marker = self._at(text[match.start() : match.start() + self._longest])
+            if marker is not None:
+                return match.start(), marker
+        return None
+
+    def _at(self, text: str) -> str | None:
+        """The longest marker that `text` begins with."""
+        place = len(self._sorted)
+        while text and (place := bisect_right(self._sorted, text, 0, place)):
+            marker = self._sorted[place - 1]
+            if text.startswith(marker):
+                return marker
+            common = (one == other for one, other in zip(marker, text, strict=False))
+            text = text[: len(list(takewhile(bool, common)))]
+        return None
 
     def held(self, text: str) -> int:
         """How much of the end of `text`, in which there is no marker, may be the beginning of one."""
