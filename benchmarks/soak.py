@@ -69,7 +69,9 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> dict[str, Any
     work = Work("chat", model, args.max_tokens, {"ignore_eos": True, "temperature": 0}, args.abort)
     texts = prompts.common_words(100, args.seed)
     clients = Concurrency(args.clients)
+    say(args, "filling the KV cache")
     await fill_kv_cache(server, client, model, clients)
+    say(args, "warming up")
     await LoadGenerator(client, work, texts).run(clients, Extent(requests=WARM_UP_REQUESTS * args.clients))
 
     samples: list[Sample] = []
@@ -77,8 +79,9 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> dict[str, Any
 
     def look() -> None:
         samples.append(Sample(time.perf_counter() - start, server.footprint()))
-        if not args.json:
-            show(samples[-1], ended[0], args.minutes * 60)
+        seconds, seen = samples[-1].seconds, samples[-1].footprint
+        progress = f"{seconds:6.0f} of {args.minutes * 60:.0f} s: {seen.rss / 1e6:.1f} MB, {seen.files} files"
+        say(args, f"{progress}, {ended[0]} requests")
 
     async def watch() -> None:
         while True:
@@ -168,13 +171,10 @@ def lag_shares(metrics: dict[str, float]) -> dict[str, float]:
     return {le: 1 - value / count for le, value in buckets.items() if le != "+Inf"} if count else {}
 
 
-def show(sample: Sample, requests: int, seconds: float) -> None:
-    print(
-        f"{sample.seconds:6.0f} of {seconds:.0f} s: {sample.footprint.rss / 1e6:.1f} MB, "
-        f"{sample.footprint.files} files, {requests} requests",
-        file=sys.stderr,
-        flush=True,
-    )
+def say(args: argparse.Namespace, text: str) -> None:
+    """Tell on standard error how far things are."""
+    if not args.json:
+        print(text, file=sys.stderr, flush=True)
 
 
 def print_result(result: dict[str, Any]) -> None:

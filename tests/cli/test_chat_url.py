@@ -244,6 +244,8 @@ def test_timing(pipe_in: PipeIn, capsys: pytest.CaptureFixture[str]) -> None:
         (("--draft-layers", "1"), "--draft-layers is about"),
         (("--session", "x.chat"), "--session is about"),
         (("--header", "a b: c"), "has characters that no header may have"),
+        (("--timeout", "0"), "timeout must be a number over 0 and up to 86400, not 0.0"),
+        (("--timeout", "nan"), "timeout must be a number over 0"),
     ],
 )
 def test_what_has_no_use_with_a_server(

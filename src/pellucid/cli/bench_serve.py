@@ -149,7 +149,7 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InvalidRequestError(f"--{name.replace('_', '-')} must be at least 1, not {value}", param=name)
-    for name in ("seconds", "burstiness", "timeout"):
+    for name in ("seconds", "burstiness"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise InvalidRequestError(f"--{name} must be a number over 0, not {value:g}", param=name)

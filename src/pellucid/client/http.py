@@ -17,7 +17,7 @@ import h11
 
 from pellucid.client.errors import ConnectionFailedError, ConnectionLostError, ProtocolError, ServerTimeoutError
 from pellucid.core.errors import InvalidRequestError
-from pellucid.core.validation import shown
+from pellucid.core.validation import RealRange, shown
 
 Headers = Iterable[tuple[str, str]]
 
@@ -25,6 +25,7 @@ READ_BYTES = 65536
 MAX_IDLE_SECONDS = 2.0
 """A connection that was idle for longer is not used again: servers close theirs after 5 seconds and more."""
 MAX_HEADER_BYTES = 65536
+SECONDS = RealRange(0, 86_400, open=True)
 FRAMING_HEADERS = frozenset(("content-length", "transfer-encoding", "connection"))
 
 
@@ -75,15 +76,15 @@ class HttpClient:
         connect_timeout, read_timeout: seconds until a connection stands; seconds without a byte from the server.
 
     Raises:
-        InvalidRequestError: `url` or a header cannot be used.
+        InvalidRequestError: `url`, a header or a timeout cannot be used.
     """
 
     def __init__(
         self, url: str, *, headers: Headers = (), connect_timeout: float = 10.0, read_timeout: float = 600.0
     ) -> None:
         self.origin = Origin(url)
-        self._connect_timeout = connect_timeout
-        self._read_timeout = read_timeout
+        self._connect_timeout = SECONDS.check("timeout", connect_timeout)
+        self._read_timeout = SECONDS.check("timeout", read_timeout)
         self._headers = _merged(
             [("Host", self.origin.authority), ("User-Agent", "pellucid"), ("Accept-Encoding", "identity")], headers
         )

@@ -66,7 +66,7 @@ class OpenAIClient:
         connect_timeout, read_timeout: as `HttpClient` has them.
 
     Raises:
-        InvalidRequestError: `url`, `api_key` or a header cannot be used.
+        InvalidRequestError: `url`, `api_key`, a header or a timeout cannot be used.
     """
 
     def __init__(

@@ -42,6 +42,7 @@ def test_a_request() -> None:
     assert found["output_tokens_per_s"] == pytest.approx(4 / 1.25)
     assert found["requests_per_s"] == pytest.approx(1 / 1.25)
     assert (found["prompt_tokens"], found["answers_short_of_max_tokens"]) == (10, 0)
+    assert found["finish_reasons"] == {"length": 1}
 
 
 def test_several_tokens_an_event_are_counted_by_usage() -> None:

@@ -39,6 +39,7 @@ def summarize(result: LoadResult, max_tokens: int, goodput: Mapping[str, float] 
         "failed": len(failed),
         "errors": dict(Counter(record.outcome for record in failed)),
         "error_messages": {record.outcome: record.error for record in reversed(failed)},
+        "finish_reasons": dict(Counter(record.finish_reason or "none" for record in completed)),
         "refusals_with_retry_after": sum(record.has_retry_after for record in failed),
         "duration_s": seconds,
         "requests_per_s": _rate(len(completed), seconds),
