@@ -526,6 +526,28 @@ def test_every_limit_of_unread_tokens_comes_to_an_end(backend: GatedBackend) -> 
         backend.closed = False
 
 
+def test_tokens_come_together_as_many_as_are_wanted(backend: GatedBackend) -> None:
+    """Those of one continuation and of several, under limits that are smaller and larger than what is wanted."""
+    params = [SamplingParams(max_tokens=20, ignore_eos=True, n=n, seed=n) for n in (1, 3)]
+    for limit, num_wanted in ((1, 4), (7, 7), (1000, 7), (1000, 100)):
+
+        async def work(engine: AsyncEngine, num_wanted: int = num_wanted, limit: int = limit) -> None:
+            for each in params:
+                one_by_one = await read(engine.generate("x", each))
+                stream, together, sizes = engine.generate("x", each), [], []
+                while tokens := await stream.read(num_wanted):
+                    together += tokens
+                    sizes.append(len(tokens))
+                assert [(token.index, token.token_id, token.text) for token in together] == [
+                    (token.index, token.token_id, token.text) for token in one_by_one
+                ]
+                assert min(sizes[:-1], default=num_wanted) >= min(num_wanted, limit)
+                assert await stream.read() == []
+
+        run(work, max_unread_tokens=limit)
+        backend.closed = False
+
+
 def test_a_paused_request_can_be_left(backend: GatedBackend) -> None:
     async def work(engine: AsyncEngine) -> None:
         async with engine.generate("x", ENDLESS):

@@ -1,4 +1,4 @@
-"""Errors of a grammar that a request did not write itself name what it did write."""
+"""Errors of a grammar that a request did not write itself name what it did write; how many tokens come together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pellucid.core.errors import InvalidRequestError
+from pellucid.core.outputs import TokenOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.server.chat.tools import ChatTurn
 from pellucid.server.generation import Generation
@@ -27,7 +28,7 @@ class Refusing:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         return self
 
-    async def read(self) -> Any:
+    async def read(self, num_wanted: int = 1) -> Any:
         raise self.error
 
     async def aclose(self) -> None:
@@ -50,3 +51,35 @@ def test_a_grammar_that_tools_asked_for_is_blamed_on_them(stream: bool, chat: Ch
         asyncio.run(run())
     assert caught.value.param == ("tools" if chat.callable_names else "structured_outputs")
     assert caught.value.message.endswith('Unimplemented keys: ["not"]')
+
+
+class Counting:
+    """An engine whose stream notes how many tokens are waited for."""
+
+    def __init__(self) -> None:
+        self.wanted: list[int] = []
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        self.request_output = None
+        return self
+
+    async def read(self, num_wanted: int = 1) -> list[TokenOutput]:
+        self.wanted.append(num_wanted)
+        return [TokenOutput("r", 0, 1, "a")] if len(self.wanted) < 4 else []
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2])
+def test_the_first_token_comes_at_once_and_others_together(num_prompts: int) -> None:
+    request = GenerationRequest("m", [[1]] * num_prompts, SamplingParams(n=2), False, False)
+    engine = Counting()
+
+    async def run() -> None:
+        async for _ in Generation(engine, request, "r", stream_interval=5).stream():  # type: ignore[arg-type]
+            pass
+
+    asyncio.run(run())
+    assert engine.wanted[:num_prompts] == [1] * num_prompts
+    assert set(engine.wanted[num_prompts:]) == {10}

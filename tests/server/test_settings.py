@@ -60,6 +60,8 @@ def test_loopback_and_no_keys_unless_asked() -> None:
         ("max_queue_seconds", 0),
         ("request_timeout", 0),
         ("max_output_tokens", 0),
+        ("stream_interval", 0),
+        ("stream_interval", 17),
         ("heartbeat_seconds", 0),
         ("drain_seconds", -1),
         ("log_level", "loud"),

@@ -38,6 +38,7 @@ class AsyncRequest:
 
     __slots__ = (
         "_items",
+        "_num_wanted",
         "_waiter",
         "arrival_time",
         "cache_salt",
@@ -82,6 +83,7 @@ class AsyncRequest:
         self.is_paused = False
         self.num_sent = 0
         self._items: deque[Item] = deque()
+        self._num_wanted = 1
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -92,7 +94,7 @@ class AsyncRequest:
     def receive(self, item: Item) -> None:
         """In the loop: an item has come."""
         self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
+        if self._waiter is not None and self._is_enough() and not self._waiter.done():
             self._waiter.set_result(None)
 
     def hang_up(self) -> None:
@@ -101,9 +103,10 @@ class AsyncRequest:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def take(self) -> Item | None:
-        """In the loop: the next item, once it is there; None if the request was dropped."""
-        while not self._items:
+    async def take(self, num_wanted: int = 1) -> Item | None:
+        """In the loop: the next item, once `num_wanted` or the last one are there; None if the request was dropped."""
+        self._num_wanted = num_wanted
+        while not self._is_enough():
             if self.is_dropped:
                 return None
             if self._waiter is not None:
@@ -122,6 +125,12 @@ class AsyncRequest:
             return None
         self._pop()
         return item
+
+    def _is_enough(self) -> bool:
+        if len(self._items) >= self._num_wanted or not self._items:
+            return bool(self._items)
+        last = self._items[-1]
+        return not isinstance(last, TokenOutput) or last.request_output is not None
 
     def _pop(self) -> Item:
         self.num_read += 1
@@ -153,30 +162,33 @@ class AsyncTokenStream:
 
     async def __anext__(self) -> TokenOutput:
         """Raises PellucidError if the request was refused or failed, StopAsyncIteration after its last token."""
-        token = None if self._is_over else await self._next()
+        token = None if self._is_over else await self._next(1)
         if token is None:
             raise StopAsyncIteration
         return token
 
-    async def read(self) -> list[TokenOutput]:
-        """The next token, once it is there, and with it all that have come since the last call: for whoever passes
-        tokens on and may have fallen behind. Empty after the last one.
+    async def read(self, num_wanted: int = 1) -> list[TokenOutput]:
+        """All tokens that have come since the last call, once `num_wanted` or the last one are there: for whoever
+        passes tokens on and may have fallen behind. Empty after the last one.
+
+        Args:
+            num_wanted: no more are waited for than the engine's `max_unread_tokens`, at which the request is paused.
 
         Raises:
             PellucidError: the request was refused or failed, and the tokens that came before that have been read.
         """
         if self._is_over:
             return []
-        token = await self._next()
+        token = await self._next(min(num_wanted, self._engine._max_unread_tokens))
         tokens = [] if token is None else [token]
         while not self._is_over and (item := self._request.take_ready()) is not None:
             tokens.append(self._opened(item))
         return tokens
 
-    async def _next(self) -> TokenOutput | None:
+    async def _next(self, num_wanted: int) -> TokenOutput | None:
         await self._begin()
         try:
-            item = await self._request.take()
+            item = await self._request.take(num_wanted)
         except asyncio.CancelledError:
             self._drop()
             raise

@@ -23,6 +23,7 @@ class Generation:
         request_id: names its prompts in the engine.
         timeout: seconds that it may take from now on; None for as long as it takes.
         cache_salt: goes before that of the request.
+        stream_interval: tokens of a continuation that come together, after the first one.
 
     Attributes:
         outputs: the whole answers, one a prompt, once they are there.
@@ -36,6 +37,7 @@ class Generation:
         *,
         timeout: float | None = None,
         cache_salt: str = "",
+        stream_interval: int = 1,
     ) -> None:
         self.outputs: list[RequestOutput] = []
         self._engine = engine
@@ -43,6 +45,7 @@ class Generation:
         self._timeout = timeout
         self._is_late = False
         self._cache_salt = cache_salt + request.cache_salt
+        self._num_wanted = stream_interval * request.sampling_params.n
         self._ids = [f"{request_id}-{place}" if place else request_id for place in range(len(request.prompts))]
 
     async def complete(self) -> list[RequestOutput]:
@@ -107,11 +110,13 @@ class Generation:
             deadline = asyncio.get_running_loop().call_later(self._timeout, self._give_up)
         try:
             if len(streams) == 1:
-                while tokens := await streams[0].read():
+                num_wanted = 1
+                while tokens := await streams[0].read(num_wanted):
                     self._check_tokens(tokens)
                     yield [(token.index, token) for token in tokens]
+                    num_wanted = self._num_wanted
             else:
-                async for place, tokens in _merged(streams):
+                async for place, tokens in _merged(streams, self._num_wanted):
                     self._check_tokens(tokens)
                     first = place * request.sampling_params.n
                     yield [(first + token.index, token) for token in tokens]
@@ -146,8 +151,8 @@ class Generation:
         )
 
 
-async def _merged(streams: list[AsyncTokenStream]) -> AsyncIterator[tuple[int, list[TokenOutput]]]:
-    """What comes of each, with its place, as it comes."""
+async def _merged(streams: list[AsyncTokenStream], num_wanted: int) -> AsyncIterator[tuple[int, list[TokenOutput]]]:
+    """What comes of each, with its place: the first token, and then `num_wanted` at a time."""
     reading = {asyncio.create_task(stream.read()): place for place, stream in enumerate(streams)}
     try:
         while reading:
@@ -155,7 +160,7 @@ async def _merged(streams: list[AsyncTokenStream]) -> AsyncIterator[tuple[int, l
             for task in sorted(done, key=reading.__getitem__):
                 place = reading.pop(task)
                 if tokens := task.result():
-                    reading[asyncio.create_task(streams[place].read())] = place
+                    reading[asyncio.create_task(streams[place].read(num_wanted))] = place
                     yield place, tokens
     finally:
         for task in reading:
@@ -171,6 +176,13 @@ def generation_of(request: Request, asked: GenerationRequest, name: str) -> Gene
     """
     serving = serving_of(request)
     salt = request.state.api_key if serving.settings.per_key_cache_salt else ""
-    generation = Generation(serving.engine, asked, name, timeout=serving.settings.request_timeout, cache_salt=salt)
+    generation = Generation(
+        serving.engine,
+        asked,
+        name,
+        timeout=serving.settings.request_timeout,
+        cache_salt=salt,
+        stream_interval=serving.settings.stream_interval,
+    )
     request.state.generation = generation
     return generation

@@ -130,6 +130,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "request_timeout", "SECONDS", "longest that an answer may take; then status 504 (none: no limit)", float
         ),
         Option("max_output_tokens", "N", "most tokens that a request may ask for, over all its answers", int),
+        Option(
+            "stream_interval",
+            "N",
+            "tokens of a streamed answer in one event, after the first; fewer events leave more of the processors to "
+            "the model",
+            int,
+        ),
         Option("heartbeat_seconds", "SECONDS", "after so much silence a stream sends a comment", float),
         Option("drain_seconds", "SECONDS", "how long running requests may go on after SIGTERM", float),
     ),

@@ -30,6 +30,7 @@ MAX_KEY_CHARACTERS = 1024
 MAX_NAMES = 64
 MAX_NAME_CHARACTERS = 256
 ANY = "*"
+MAX_STREAM_INTERVAL = 16
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -112,6 +113,8 @@ class ServerSettings:
     max_queue_seconds: longest that a request may wait to be scheduled; None for no limit.
     request_timeout: seconds after which a request that is not answered is ended; None for no limit.
     max_output_tokens: most tokens that a request may ask for, over all its answers; None for what the context holds.
+    stream_interval: tokens of a streamed answer that come in one event, after the first one. Fewer events leave more of
+        the processors to the model.
     heartbeat_seconds: after so much silence a stream sends a comment, so that nobody takes it for dead.
     drain_seconds: how long running requests may go on once the server was told to stop.
 
@@ -150,6 +153,7 @@ class ServerSettings:
     max_queue_seconds: float | None = None
     request_timeout: float | None = 3600.0
     max_output_tokens: int | None = None
+    stream_interval: int = 1
     heartbeat_seconds: float = 15.0
     drain_seconds: float = 30.0
 
@@ -220,6 +224,7 @@ class ServerSettings:
             self._set("request_timeout", _SECONDS.check("request_timeout", self.request_timeout))
         if self.max_output_tokens is not None:
             check_integer("max_output_tokens", self.max_output_tokens, 1, INT32_MAX)
+        check_integer("stream_interval", self.stream_interval, 1, MAX_STREAM_INTERVAL)
         self._set("heartbeat_seconds", _SECONDS.check("heartbeat_seconds", self.heartbeat_seconds))
         self._set("drain_seconds", RealRange(0, _SECONDS.high).check("drain_seconds", self.drain_seconds))
 
