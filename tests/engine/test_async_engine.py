@@ -377,7 +377,7 @@ def test_a_cancelled_complete_is_aborted(backend: GatedBackend) -> None:
 def test_leaving_while_the_prompt_is_tokenized(backend: GatedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(self: Any, messages: Any) -> list[int]:
+    def slow(self: Any, messages: Any, **options: Any) -> list[int]:
         begun.set()
         go_on.wait()
         return [1, 2, 3]
@@ -861,7 +861,7 @@ def test_shutdown_under_load(backend: GatedBackend) -> None:
 def test_shutdown_does_not_wait_for_a_tokenizer(backend: GatedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(self: Any, messages: Any) -> list[int]:
+    def slow(self: Any, messages: Any, **options: Any) -> list[int]:
         begun.set()
         go_on.wait()
         return [1, 2, 3]
