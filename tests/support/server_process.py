@@ -88,6 +88,13 @@ class ServerProcess:
         """Status and body, read as JSON, of a GET."""
         return self._ask(urllib.request.Request(self.url + path, headers=headers))
 
+    def text(self, path: str, **headers: str) -> str:
+        """The body, as it is, of a GET; HTTPError where the status is not 200."""
+        with urllib.request.urlopen(
+            urllib.request.Request(self.url + path, headers=headers), timeout=SECONDS
+        ) as answer:
+            return str(answer.read(), "utf-8")
+
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         """Status and body, read as JSON, of a POST of a body as JSON."""
         headers = {"Content-Type": "application/json", **headers}
@@ -112,15 +119,18 @@ class ServerProcess:
 
 
 @contextmanager
-def ready_server(model: str, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+def ready_server(
+    model: str, *arguments: str, name: str = MODEL, environment: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """A server of the model at path `model`, once it is ready. Its log is printed at the end, for pytest to show with a
     test that fails.
 
     Args:
         arguments: of the command; they win over those that keep it small.
+        name: what requests call the model.
         environment: variables beside those of this process.
     """
-    small = ("--threads", "1", "--kv-cache-memory", "64MiB", "--served-model-name", MODEL)
+    small = ("--threads", "1", "--kv-cache-memory", "64MiB", "--served-model-name", name)
     with ServerProcess(model, *small, *arguments, environment=environment) as server:
         try:
             server.wait_for("Ready in")
