@@ -33,7 +33,7 @@ from pellucid.client.load.generator import Extent, LoadGenerator, Work
 from pellucid.client.load.record import RequestRecord
 from pellucid.client.load.summary import summarize
 from pellucid.client.openai import OpenAIClient
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.weights.catalog import DEFAULT_MODEL
 
 FILL_TOKENS = 1000

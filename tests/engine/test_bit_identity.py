@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
 from pellucid.backends.reference import backend as reference
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence
 from pellucid.kvcache import cache_manager, prefix_cache

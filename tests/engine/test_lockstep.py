@@ -7,8 +7,7 @@ from collections.abc import Sequence as ListLike
 
 import pytest
 
-from pellucid.core.batch import BLOCK_SIZE
-from pellucid.core.config import SchedulerConfig, num_blocks_for
+from pellucid.core.config import BLOCK_SIZE, SchedulerConfig, num_blocks_for
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
 from pellucid.engine.lockstep import LockstepGroups

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput
+from pellucid.core.batch import ForwardBatch, ForwardOutput
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.kv_windows import first_visible_block
 from pellucid.kvcache import cache_manager
 from pellucid.kvcache.block_pool import CacheIntegrityError

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
+from pellucid.core.batch import ForwardBatch
 from pellucid.core.capture import Captured, CaptureParams, SequenceCapture, StepCapture
-from pellucid.core.config import SchedulerConfig
+from pellucid.core.config import BLOCK_SIZE, SchedulerConfig
 from pellucid.core.outputs import RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from tests.support.engines import CheckedEngine

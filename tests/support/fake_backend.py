@@ -15,7 +15,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.errors import BackendError
 from pellucid.core.kv_windows import first_visible_block
 from pellucid.decoding import sampler

@@ -11,8 +11,8 @@ import pytest
 
 from pellucid.backends.base import Backend
 from pellucid.backends.registry import load_backend
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch
-from pellucid.core.config import BackendConfig
+from pellucid.core.batch import ForwardBatch
+from pellucid.core.config import BLOCK_SIZE, BackendConfig
 from pellucid.models.family import GGUFHeader
 from pellucid.models.kv_groups import kv_groups
 from pellucid.models.registry import family_for_architecture

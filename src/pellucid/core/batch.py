@@ -11,10 +11,6 @@ from numpy.typing import NDArray
 from pellucid.core.capture import SequenceCapture, StepCapture
 from pellucid.core.sampling_params import SamplingParams
 
-BLOCK_SIZE = 64
-"""Tokens a KV block holds, of the layers of one KV group (pellucid.models.kv_groups). Attention folds these blocks at
-absolute positions (docs/kernels.md)."""
-
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:

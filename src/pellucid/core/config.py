@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pellucid.core.batch import BLOCK_SIZE
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import INT32_MAX, UINT64_MAX, check_boolean, check_integer, check_real, refusal
+
+BLOCK_SIZE = 64
+"""Tokens a KV block holds, of the layers of one KV group (pellucid.models.kv_groups). Attention folds these blocks at
+absolute positions (docs/kernels.md)."""
 
 MAX_NUM_SEQS = 4096
 MAX_NUM_BATCHED_TOKENS = 2**20

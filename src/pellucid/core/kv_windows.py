@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pellucid.core.batch import BLOCK_SIZE
-from pellucid.core.config import num_blocks_for
+from pellucid.core.config import BLOCK_SIZE, num_blocks_for
 
 
 def first_visible_block(position: int, window: int | None) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
-
-import numpy as np
 
 from pellucid.core.errors import InvalidRequestError
 
@@ -81,9 +80,15 @@ class RealRange:
         """
         number = check_real(name, value, str(self))
         # Samplers compute in float32, where 1e-308 is 0.
-        if not self.low <= number <= self.high or (self.open and np.float32(number) == self.low):
+        if not self.low <= number <= self.high or (self.open and _in_float32(number) == self.low):
             raise refusal(name, value, str(self))
         return number
+
+
+def _in_float32(number: float) -> float:
+    """`number`, which no float32 overflows, rounded to the nearest one. numpy would take most of a command's start."""
+    rounded: float = struct.unpack("f", struct.pack("f", number))[0]
+    return rounded
 
 
 def check_strings(name: str, value: Any, max_count: int, max_characters: int) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as ListLike
 from typing import TYPE_CHECKING
 
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus
 from pellucid.engine.queues import Queues
 from pellucid.kvcache.block_pool import CacheIntegrityError

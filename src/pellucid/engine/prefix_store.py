@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.base import Backend
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.errors import CapacityError, ContextLengthError, InvalidRequestError, PrefixFileError
 from pellucid.core.kv_windows import first_visible_block
 from pellucid.core.sequence import Sequence

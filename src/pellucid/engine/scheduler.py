@@ -6,8 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
 
-from pellucid.core.batch import BLOCK_SIZE
-from pellucid.core.config import SchedulerConfig
+from pellucid.core.config import BLOCK_SIZE, SchedulerConfig
 from pellucid.core.errors import PellucidError, QueueFullError
 from pellucid.core.outputs import FinishReason
 from pellucid.core.sequence import Sequence, SequenceGroup, SequenceStatus

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.errors import CapacityError, InvalidRequestError
 from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.models.kv_groups import kv_groups

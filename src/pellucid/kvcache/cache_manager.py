@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ListLike
 
-from pellucid.core.batch import BLOCK_SIZE
-from pellucid.core.config import num_blocks_for
+from pellucid.core.config import BLOCK_SIZE, num_blocks_for
 from pellucid.core.kv_windows import first_visible_block, max_blocks_held
 from pellucid.core.sequence import Sequence, SequenceGroup
 from pellucid.kvcache.block_pool import BlockPool, CacheIntegrityError

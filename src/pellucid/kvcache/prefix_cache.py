@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.kv_windows import first_visible_block
 from pellucid.kvcache.block_pool import CacheIntegrityError
 

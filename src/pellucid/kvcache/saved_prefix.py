@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.errors import InvalidRequestError, PrefixFileError, StorageError
 from pellucid.core.validation import INT32_MAX
 from pellucid.weights.cache import replacing

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.models.spec import AttentionSpec, ModelSpec
 
 PREFERRED_MAX_KV_GROUPS = 16

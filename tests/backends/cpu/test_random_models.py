@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pellucid.backends.reference.backend import ReferenceBackend
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
 from tests.support.tiny_models import all_logits, make_batch, num_kv_groups, write_tiny_model

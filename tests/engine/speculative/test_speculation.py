@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from pellucid import LLM, AsyncEngine, CaptureParams, InvalidRequestError, SamplingParams, SpeculativeConfig
-from pellucid.core.batch import BLOCK_SIZE
-from pellucid.core.config import num_blocks_for
+from pellucid.core.config import BLOCK_SIZE, num_blocks_for
 from pellucid.core.trace import SpeculationVerdict, StepDone
 from pellucid.decoding import rng
 from pellucid.engine.speculative.drafter import Drafter

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.models.spec import AttentionSpec
 
 Array = NDArray[np.float32]

@@ -14,7 +14,8 @@ from pellucid.backends.reference.attention import ReadBlock, attend, attention_w
 from pellucid.backends.reference.capture import Observer
 from pellucid.backends.reference.kv_cache import KVCache
 from pellucid.backends.reference.ops import activate, linear, rms_norm, rope_angles, rotate
-from pellucid.core.batch import BLOCK_SIZE, ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.errors import BackendError
 from pellucid.decoding import sampler
 from pellucid.models.kv_groups import kv_groups, kv_layout_name

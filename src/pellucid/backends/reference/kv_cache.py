@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.core.batch import BLOCK_SIZE
+from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.errors import BackendError, CapacityError, InvalidRequestError
 from pellucid.estimate.memory import KV_FORMATS, kv_bytes_per_block, kv_head_bytes
 from pellucid.models.kv_groups import kv_groups
