@@ -94,7 +94,7 @@ def _tool_properties() -> dict[str, Schema]:
 def _common_properties() -> dict[str, Schema]:
     stream_options = {
         "include_usage": described(BOOLEAN, "A last event tells how many tokens it took."),
-        "continuous_usage_stats": described(BOOLEAN, "Every event tells how many it took so far."),
+        "continuous_usage_stats": described(enum(False), "Not supported."),
         "include_obfuscation": described(enum(False), "Not supported."),
     }
     return {
