@@ -25,6 +25,19 @@ WRITING = "(😀|中文|é|न|e\u0301|👩\u200d💻|🇩🇪|ab| |\n)"
 """What a grammar makes a tiny model write, whose tokens, a byte each, would else be no text: characters of up to four
 bytes, and some that are made of several."""
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["東京", "Zürich", "🏔️"]}, "days": {"enum": [1, 2]}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+
 
 def serve(test: Callable[[ServedEngine], Any], chat_model: str, **settings: Any) -> None:
     options = {"kv_cache_memory": 1 << 24, "threads": 1, "max_num_seqs": 24, **settings}
@@ -74,6 +87,10 @@ def random_request(rng: random.Random, prompts: list[str]) -> tuple[str, dict[st
         del body["include_stop_str_in_output"]
     if "structured_outputs" in body:
         body.pop("ignore_eos", None)
+    elif path == CHAT and rng.random() < 0.4:
+        for name in ("stop", "include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens", "strip"):
+            body.pop(name, None)
+        body |= {"tools": [WEATHER], "tool_choice": rng.choice(["required", "auto"]), "max_tokens": 150}
     return path, body
 
 
@@ -101,6 +118,8 @@ def add(choice: dict[str, Any], piece: dict[str, Any]) -> None:
         assert ("role" in delta) == ("role" not in message), "the role comes once, and first"
         message["role"] = message.get("role") or delta["role"]
         message["content"] += delta.get("content") or ""
+        for call in delta.get("tool_calls", ()):
+            add_call(message.setdefault("tool_calls", []), call)
     for name in ("finish_reason", "stop_reason", "prompt_logprobs", "prompt_token_ids"):
         if name in piece:
             choice[name] = piece[name]
@@ -114,6 +133,12 @@ def add(choice: dict[str, Any], piece: dict[str, Any]) -> None:
             logprobs[name] = None if values is None else logprobs[name] + values
 
 
+def add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    if piece["index"] == len(calls):
+        calls.append({"type": "function", "function": {"name": piece["function"]["name"], "arguments": ""}})
+    calls[piece["index"]]["function"]["arguments"] += piece["function"].get("arguments", "")
+
+
 def comparable(choices: list[dict[str, Any]], body: dict[str, Any]) -> list[dict[str, Any]]:
     """Without what a stream tells once for the choices of a prompt, and a whole answer with each."""
     once = {"prompt_logprobs", "prompt_token_ids"}
@@ -122,6 +147,16 @@ def comparable(choices: list[dict[str, Any]], body: dict[str, Any]) -> list[dict
         same_prompt = choices[first : first + body["n"]]
         told[first] |= {name: choice[name] for choice in same_prompt for name in once if name in choice}
     for choice in told:
+        if choice.get("message", {}).get("tool_calls"):  # their ids are made up, and where nothing is said, it is null
+            calls = [
+                {name: value for name, value in call.items() if name != "id"}
+                for call in choice["message"]["tool_calls"]
+            ]
+            choice["message"] = {
+                **choice["message"],
+                "content": choice["message"]["content"] or "",
+                "tool_calls": calls,
+            }
         if choice["logprobs"] is not None and not any(choice["logprobs"].values()):
             choice["logprobs"] = {name: values or None for name, values in choice["logprobs"].items()}
     return told
