@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 from typing import Any
 
 import pytest
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.server.listening import bind, is_loopback, url_of
+from pellucid.server.listening import OTHER_FILES, allow_connections, bind, is_loopback, url_of
 
 HAS_IPV6 = socket.has_ipv6 and socket.has_dualstack_ipv6()
 
@@ -61,3 +62,39 @@ def test_why_it_cannot(monkeypatch: pytest.MonkeyPatch, number: int, param: str,
 def test_a_host_that_is_not_known() -> None:
     with pytest.raises(InvalidRequestError, match=r"host 'host.invalid' is not known"):
         bind("host.invalid", 0)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70, "."])
+def test_what_is_no_name_of_a_machine(host: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"host .* is not") as caught:
+        bind(host, 0)
+    assert caught.value.param == "host"
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "connections", "raised"),
+    [
+        (1024, 4096, 2000, 2000 + OTHER_FILES),
+        (1024, 1500, 1500 - OTHER_FILES, 1500),
+        (1024, resource.RLIM_INFINITY, 2000, 2000 + OTHER_FILES),
+        (5000, 5000, 2000, None),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 2000, None),
+    ],
+)
+def test_open_files_are_permitted_for_as_many_connections(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, connections: int, raised: int | None
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    assert allow_connections(1000) == connections
+    assert asked == ([] if raised is None else [(raised, hard)])
+
+
+def test_a_system_that_permits_no_more_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, limits: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert allow_connections(1000) == 256 - OTHER_FILES

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import logging
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from pellucid.server import logs
-from pellucid.server.logs import Formatter, JsonFormatter, LogWriter, fields, log_loop_error, logging_to
+from pellucid.server.logs import Formatter, JsonFormatter, LogWriter, LoopErrorLog, fields, logging_to
 from pellucid.server.settings import LogFormat, LogLevel
 
 SECRET = "the prompt of a user"
@@ -78,7 +79,7 @@ def test_of_an_exception_only_type_and_place_are_written(log_format: LogFormat) 
 
     def in_a_loop() -> None:
         async def main() -> None:
-            asyncio.get_running_loop().set_exception_handler(log_loop_error)
+            asyncio.get_running_loop().set_exception_handler(LoopErrorLog())
             asyncio.get_running_loop().call_soon(raise_secret)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -90,6 +91,21 @@ def test_of_an_exception_only_type_and_place_are_written(log_format: LogFormat) 
     assert text.count("raise_secret") == 4
     assert "thread=worker" in text or '"thread": "worker"' in text
     assert SECRET not in text
+
+
+def test_a_loop_that_can_accept_no_connection_is_told_of_once() -> None:
+    loop = asyncio.new_event_loop()
+    log = LoopErrorLog()
+
+    def fail() -> None:
+        for _ in range(2048):  # as asyncio does each second
+            log(loop, {"message": "socket.accept() out of system resource", "exception": OSError(errno.EMFILE, "")})
+        log(loop, {"message": "something else", "exception": OSError(errno.EPIPE, "")})
+
+    text = logged(fail)
+    loop.close()
+    assert text.count("out of system resource") == 1
+    assert text.count("something else") == 1
 
 
 def test_a_formatter_that_quotes_exceptions_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

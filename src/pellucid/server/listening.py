@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
 
 from pellucid.core.errors import InvalidRequestError
 
 BACKLOG = 2048
 """Connections that wait to be accepted."""
+OTHER_FILES = 128
+"""Files that a process has open beside its connections, at most."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -24,6 +27,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, *_, address = found[0]
         dual_stack = host == "::" and socket.has_dualstack_ipv6()
         listener = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
+    except UnicodeError:  # of the codec that checks names
+        raise InvalidRequestError(f"host {host!r} is not a name that a machine can have", param="host") from None
     except socket.gaierror as error:
         raise InvalidRequestError(f"host {host!r} is not known: {error.strerror}", param="host") from None
     except OSError as error:
@@ -58,3 +63,26 @@ def url_of(listener: socket.socket) -> str:
     """`http://127.0.0.1:8000`."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def allow_connections(max_connections: int) -> int:
+    """Let this process have so many connections open, and as many again that are turned away, as far as the system
+    permits. Systems commonly begin with 1024 open files, and let a process raise that itself.
+
+    Returns:
+        How many connections it may have open, all told.
+    """
+    wanted = 2 * max_connections + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if _is_below(soft, wanted):
+        raised = hard if _is_below(hard, wanted) else wanted
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+        except (OSError, ValueError):  # macOS permits less than it says
+            pass
+    return (soft if _is_below(soft, wanted) else wanted) - OTHER_FILES
+
+
+def _is_below(limit: int, wanted: int) -> bool:
+    return limit != resource.RLIM_INFINITY and limit < wanted

@@ -7,6 +7,7 @@ place is written, whoever logged it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import re
@@ -26,6 +27,9 @@ logger = logging.getLogger("pellucid.server")
 
 MAX_UNWRITTEN_LINES = 10_000
 CLOSE_SECONDS = 2.0
+ACCEPT_LOG_SECONDS = 10.0
+
+_TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 _PLAIN = re.compile(r"[!#-<>-~]+")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -153,13 +157,24 @@ def _set_up(
     return before
 
 
-def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+class LoopErrorLog:
     """An exception handler for an event loop. asyncio's own writes out callbacks with their arguments, and tasks with
-    what they raised."""
-    error = context.get("exception")
-    info = None if error is None else (type(error), error, error.__traceback__)
-    before, callback, _arguments = str(context["message"]).partition(" callback ")
-    logging.getLogger("asyncio").error("in the event loop: %s", before + callback, exc_info=info)
+    what they raised. Where it can accept no connection, it says so a thousand times: once every few seconds is logged.
+    """
+
+    def __init__(self) -> None:
+        self._may_tell_of_accept = float("-inf")
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what went wrong in `loop`."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _TOO_MANY_FILES:
+            if loop.time() < self._may_tell_of_accept:
+                return
+            self._may_tell_of_accept = loop.time() + ACCEPT_LOG_SECONDS
+        info = None if error is None else (type(error), error, error.__traceback__)
+        before, callback, _arguments = str(context["message"]).partition(" callback ")
+        logging.getLogger("asyncio").error("in the event loop: %s", before + callback, exc_info=info)
 
 
 def _thread_died(args: threading.ExceptHookArgs) -> None:

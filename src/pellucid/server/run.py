@@ -21,9 +21,9 @@ from pellucid.server.app import create_app
 from pellucid.server.config import Config
 from pellucid.server.errors import internal_error
 from pellucid.server.http.protocol import protocol_class
-from pellucid.server.listening import bind, is_loopback, url_of
+from pellucid.server.listening import allow_connections, bind, is_loopback, url_of
 from pellucid.server.loading import Loading
-from pellucid.server.logs import fields, log_loop_error, logger, logging_to
+from pellucid.server.logs import LoopErrorLog, fields, logger, logging_to
 from pellucid.server.metrics.event_loop_lag import EventLoopLag
 from pellucid.server.serving import Serving
 from pellucid.server.settings import ServerSettings
@@ -117,11 +117,12 @@ class Runner:
             return await self._run(asyncio.get_running_loop())
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
-        loop.set_exception_handler(log_loop_error)
+        loop.set_exception_handler(LoopErrorLog())
         signals = Signals(loop)
         web = asyncio.create_task(self._web.serve([self._listener]))
         logger.info("Listening on %s", url_of(self._listener))
         self._warn_of_open_door()
+        self._warn_of_few_files()
         loading = Loading(self._serving)
         await asyncio.wait((loading.engine, signals.first, web), return_when=asyncio.FIRST_COMPLETED)
         failure = self._take_in(loading) if loading.engine.done() else None
@@ -138,6 +139,17 @@ class Runner:
         """Log it if others than this machine's users get in without a key."""
         if not self._settings.api_keys and not is_loopback(self._listener):
             logger.warning("whoever reaches this address may use the server: --api-key lets in only those with a key")
+
+    def _warn_of_few_files(self) -> None:
+        """Log it if the system permits fewer connections than the settings."""
+        allowed, wanted = allow_connections(self._settings.max_connections), self._settings.max_connections
+        if allowed < wanted:
+            logger.warning(
+                "the system permits about %d connections, fewer than --max-connections %d: raise the limit of open "
+                "files (ulimit -n)",
+                max(allowed, 0),
+                wanted,
+            )
 
     def _take_in(self, loading: Loading) -> int | None:
         """The model is loaded, or cannot be: then the exit code for that."""
