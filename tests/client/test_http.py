@@ -82,6 +82,8 @@ def test_origins(url: str, origin: str, path: str, port: int) -> None:
         "http://h/a b",
         "http://h\r\nX: y",
         "http://ä.org",
+        "http://a..b",
+        "http://" + "a" * 70,
         "http://[::1",
     ],
 )

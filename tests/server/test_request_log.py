@@ -160,3 +160,8 @@ def test_what_is_not_http_passes() -> None:
 
     asyncio.run(RequestLog(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert passed == ["lifespan"]
+
+
+def test_a_method_is_any_word_and_is_cut() -> None:
+    [record], _ = record_of(answering(405), method="A" * 60_000)
+    assert record["method"] == "A" * 16

@@ -54,6 +54,10 @@ class Origin:
             raise refuse(f"is not a URL ({error})") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise refuse("does not name a server: give http:// or https:// and a host")
+        try:
+            parts.hostname.encode("idna")
+        except UnicodeError:
+            raise refuse("names a host that no machine can have") from None
         if parts.username is not None or parts.query or parts.fragment:
             raise refuse("has more than a host, a port and a path (keys go into a header)")
         self.is_https = parts.scheme == "https"

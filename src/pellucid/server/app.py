@@ -73,7 +73,7 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     allowed = ", ".join(sorted([*(error.headers or {}).get("Allow", "").split(", "), "OPTIONS"]))
     if method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": allowed})
-    response = await _refuse(request, MethodNotAllowedError(f"{path} takes {allowed}, not {method}"))
+    response = await _refuse(request, MethodNotAllowedError(f"{shown(path)} takes {allowed}, not {shown(method)}"))
     response.headers["Allow"] = allowed
     return response
 

@@ -21,6 +21,8 @@ REQUEST_ID_HEADER = b"x-request-id"
 QUIET_PATHS = frozenset(("/health", "/ready", "/metrics"))
 """Asked for every few seconds: an answer to a GET is logged at debug level only."""
 MAX_PATH_CHARACTERS = 128
+MAX_METHOD_CHARACTERS = 16
+"""Clients may send any word as their method."""
 
 _REQUEST_ID = re.compile(rb"[0-9A-Za-z._-]{1,128}")
 
@@ -72,7 +74,7 @@ class RequestLog:
                 seconds = time.perf_counter() - begin
                 values = {
                     "id": request_id,
-                    "method": scope["method"],
+                    "method": scope["method"][:MAX_METHOD_CHARACTERS],
                     "path": scope["path"][:MAX_PATH_CHARACTERS],
                     "status": status,
                     "seconds": round(seconds, 6),

@@ -96,6 +96,28 @@ def test_what_is_not_http(sent: tuple[bytes, ...], status: int, code: str, messa
     with_server(test)
 
 
+def test_a_body_that_breaks_after_a_head_without_an_answer_in_it() -> None:
+    async def test(server: RawServer) -> None:
+        client = await server.connect()
+        await client.send(b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        status, headers = await client.head()
+        assert status == 400
+        assert int(headers["content-length"]) > 0
+        assert await client.closed() == b""
+        client.close()
+
+    with_server(test)
+
+
+def test_who_asks_for_another_protocol_is_answered_in_this_one(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(server: RawServer) -> None:
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        assert (await server.ask(request(b"12", headers=upgrade))).body == b"2"
+        assert not caplog.records
+
+    with_server(test)
+
+
 def test_an_application_whose_body_breaks_is_told_that_the_client_left() -> None:
     left: list[type[BaseException]] = []
 
@@ -373,6 +395,7 @@ def test_what_the_protocol_leans_on() -> None:
         "pause_writing",
         "resume_writing",
         "send_400_response",
+        "_should_upgrade",
     ):
         assert name in vars(h11_impl.H11Protocol)
         assert name in vars(protocol._LimitedProtocol)

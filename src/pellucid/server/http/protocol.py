@@ -2,8 +2,8 @@
 
 It leans on these of `uvicorn.protocols.http.h11_impl.H11Protocol`: the attributes `app`, `conn`, `connections`, `cycle`
 (with `disconnected`, `flow`, `message_event`, `response_complete`, `scope` and `transport`), `flow`, `loop`,
-`timeout_keep_alive` and `timeout_keep_alive_task`; and that malformed input calls `send_400_response` while h11's
-error is being handled.
+`timeout_keep_alive` and `timeout_keep_alive_task`; that malformed input calls `send_400_response` while h11's error is
+being handled; and that `_should_upgrade` is asked whether a request leaves HTTP.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
+from http import HTTPStatus
 from typing import Any, ClassVar, Literal
 
 import h11
@@ -102,6 +103,9 @@ class _LimitedProtocol(H11Protocol):
         else:
             self._finish(InvalidRequestError(f"this is not HTTP/1.1: {error or msg}"[:MAX_MESSAGE]))
 
+    def _should_upgrade(self) -> bool:
+        return False  # the request is answered as if it had not asked (RFC 9110, 7.8); uvicorn would log two warnings
+
     def _go_on(self) -> None:
         if self.cycle is not None:
             offer_chunks(self.cycle)
@@ -146,8 +150,13 @@ class _LimitedProtocol(H11Protocol):
             return
         self._is_finished = True
         answer = error_response(error, "")
-        head = h11.Response(status_code=error.status, headers=[*answer.raw_headers, (b"connection", b"close")])
-        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+        has_body = self.conn.our_state is h11.IDLE or self.cycle.scope["method"] != "HEAD"
+        head = h11.Response(
+            status_code=error.status,
+            headers=[*answer.raw_headers, (b"connection", b"close")],
+            reason=HTTPStatus(error.status).phrase.encode(),
+        )
+        for event in (head, h11.Data(data=bytes(answer.body) if has_body else b""), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         if self.transport.can_write_eof():
             self.transport.write_eof()
