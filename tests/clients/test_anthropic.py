@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import pytest
-from anthropic import Anthropic, AsyncAnthropic
+from anthropic import Anthropic, AsyncAnthropic, beta_tool
 
 from tests.clients.conftest import KEY
 from tests.support.server_process import MODEL, SECONDS, ServerProcess
@@ -67,6 +67,27 @@ def test_a_tool_is_called(client: Anthropic, choice: Any) -> None:
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "done"}
     going_on = [*HI, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
     assert client.messages.create(model=MODEL, messages=going_on, tools=[TOOL], max_tokens=5).type == "message"
+
+
+def test_tools_are_run(client: Anthropic) -> None:
+    """The client asks for the conversation to be kept, is told that it is not, and sends it whole from there on."""
+    painted: list[str] = []
+
+    @beta_tool
+    def paint(colour: Literal["red", "green"]) -> str:
+        """Paints the wall.
+
+        Args:
+            colour: of the paint
+        """
+        painted.append(colour)
+        return "done"
+
+    runner = client.beta.messages.tool_runner(
+        model=MODEL, max_tokens=200, messages=HI, tools=[paint], tool_choice={"type": "any"}, max_iterations=2
+    )
+    assert runner.until_done().stop_reason in ("tool_use", "max_tokens")
+    assert painted
 
 
 def test_errors_have_their_class(server: ServerProcess, client: Anthropic) -> None:

@@ -103,7 +103,15 @@ def test_an_answer_is_held_to_a_class(client: OpenAI) -> None:
     parsed = client.chat.completions.parse(
         model=MODEL, messages=HI, response_format=Wall, max_tokens=100, temperature=1.0, seed=3
     )
-    assert isinstance(parsed.choices[0].message.parsed, Wall)
+    message = parsed.choices[0].message
+    assert isinstance(message.parsed, Wall)
+    # What this client adds to an answer may be sent back with it.
+    dumped = message.model_dump(warnings=False)
+    assert client.chat.completions.create(model=MODEL, messages=[*HI, dumped, *HI], max_tokens=5).choices
+    response = client.responses.parse(model=MODEL, input=HI, text_format=Wall, max_output_tokens=100, temperature=1.0)
+    assert isinstance(response.output_parsed, Wall)
+    items: list[Any] = [item.model_dump(warnings=False) for item in response.output]
+    assert client.responses.create(model=MODEL, input=[*HI, *items, *HI], max_output_tokens=5).output
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "paint"}}])
@@ -126,6 +134,13 @@ def test_a_tool_is_called(client: OpenAI, choice: Any) -> None:
     assert (name, arguments) == ("paint", call.function.arguments)
     going_on = [*HI, answer.message, {"role": "tool", "tool_call_id": call.id, "content": "done"}]
     assert client.chat.completions.create(model=MODEL, messages=going_on, tools=[TOOL], max_tokens=5).choices
+    with client.chat.completions.stream(**asked) as stream:
+        joined = stream.get_final_completion().choices[0].message
+    assert joined.tool_calls is not None
+    assert joined.tool_calls[0].function.arguments == call.function.arguments
+    for sent in (joined, joined.model_dump()):
+        going_on = [*HI, sent, {"role": "tool", "tool_call_id": joined.tool_calls[0].id, "content": "done"}]
+        assert client.chat.completions.create(model=MODEL, messages=going_on, tools=[TOOL], max_tokens=5).choices
 
 
 def test_embeddings(client: OpenAI) -> None:

@@ -170,6 +170,7 @@ def test_counting_tokens() -> None:
         ({"metadata": {"name": "me"}}, "metadata.name"),
         ({"service_tier": "flex"}, "service_tier"),
         ({"container": "x"}, "container"),
+        ({"thread": {"type": "create"}}, "thread"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"context_management": {}}, "context_management"),
         ({"speed": "fast"}, "speed"),

@@ -25,6 +25,7 @@ TOOL = {
     },
 }
 USER = {"role": "user", "content": "Weather?"}
+TEXT = {"type": "text", "text": "x"}
 
 
 def call(call_id: str, city: str = "Paris") -> dict[str, Any]:
@@ -141,6 +142,13 @@ def test_what_clients_send_back_is_taken() -> None:
     assert read_messages([{"role": "assistant", "content": "x", "tool_calls": []}]) == [
         {"role": "assistant", "content": "x"}
     ]
+    parsed = [{"role": "assistant", "content": "{}", "parsed": {"a": 1}, "provider_specific_fields": {"refusal": None}}]
+    assert read_messages(parsed) == [{"role": "assistant", "content": "{}"}]
+    marked = {**TEXT, "cache_control": {"type": "ephemeral", "ttl": "5m"}}
+    assert read_messages([{"role": "user", "content": [marked, TEXT]}]) == [{"role": "user", "content": "x\nx"}]
+    joined = {**call("c"), "index": 0}
+    joined["function"] = {**joined["function"], "parsed_arguments": {"city": "Paris"}}
+    assert read_messages([calls(joined)]) == read_messages([calls(call("c"))])
     empty = {"id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
     assert read_messages([calls(empty)])[0]["tool_calls"][0]["function"]["arguments"] == {}
 
@@ -155,7 +163,8 @@ def test_what_clients_send_back_is_taken() -> None:
         ([{"role": "user", "content": "x", "tool_calls": [call("c")]}], "messages[0].tool_calls"),
         ([calls("x")], "messages[0].tool_calls[0]"),  # type: ignore[arg-type]
         ([{"role": "assistant", "content": "x", "tool_calls": {}}], "messages[0].tool_calls"),
-        ([calls({**call("c"), "index": 0})], "messages[0].tool_calls[0].index"),
+        ([calls({**call("c"), "index": "0"})], "messages[0].tool_calls[0].index"),
+        ([calls({**call("c"), "place": 0})], "messages[0].tool_calls[0].place"),
         ([calls({**call("c"), "type": "custom"})], "messages[0].tool_calls[0].type"),
         ([calls({**call("c"), "id": None})], "messages[0].tool_calls[0].id"),
         ([calls({**call("c"), "id": "\ud800"})], "messages[0].tool_calls[0].id"),
@@ -177,6 +186,13 @@ def test_what_clients_send_back_is_taken() -> None:
         ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
         ([calls(call("c")), {**result("c"), "content": None}], "messages[1].content"),
         ([{"role": "assistant", "content": "x", "refusal": "no"}], "messages[0].refusal"),
+        ([{**USER, "parsed": {}}], "messages[0].parsed"),
+        ([{"role": "user", "content": [{**TEXT, "detail": "high"}]}], "messages[0].content[0].detail"),
+        (
+            [{"role": "user", "content": [TEXT, {**TEXT, "cache_control": {}}]}],
+            "messages[0].content[1].cache_control.type",
+        ),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
     ],
 )
 def test_malformed_messages_are_refused_by_name(messages: Any, param: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pellucid.core.errors import InvalidRequestError, ModelNotFoundError
-from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, without_nulls
+from pellucid.server.openai.fields import cache_salt, check_names, metadata, model_name, priority, without_nulls
 from tests.support.served_models import served_model
 
 
@@ -37,3 +37,9 @@ def test_who_asks_and_of_which_model() -> None:
     assert refused_param(priority, {"priority": 2**40}) == "priority"
     assert (cache_salt({}), cache_salt({"cache_salt": "x"})) == ("", "x")
     assert refused_param(cache_salt, {"cache_salt": 1}) == "cache_salt"
+
+
+def test_notes_of_the_caller() -> None:
+    assert (metadata({}), metadata({"metadata": {"a": "b", "c": None}})) == ({}, {"a": "b"})
+    for notes in ("x", {"a": 1}, {"a": "b" * 513}, {"a" * 65: "b"}, {str(place): "b" for place in range(17)}):
+        assert refused_param(metadata, {"metadata": notes}) == "metadata"

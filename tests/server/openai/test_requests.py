@@ -117,7 +117,7 @@ def test_log_probabilities() -> None:
     assert completion(logprobs=3).sampling_params.logprobs == 3
     assert chat(logprobs=True).sampling_params.logprobs == 0
     assert chat(logprobs=True, top_logprobs=4).sampling_params.logprobs == 4
-    assert chat(logprobs=False).sampling_params.logprobs is None
+    assert chat(logprobs=False, top_logprobs=0).sampling_params.logprobs is None
 
 
 def test_the_limit_of_a_chat_has_two_names() -> None:
@@ -143,7 +143,7 @@ def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
     for name, values in table.items():
         for value in values:
             assert parse(**{name: value}) == parse(), name
-    assert parse(user="me") == parse()
+    assert parse(user="me", metadata={"a": "b"}) == parse()
     assert parse(frequency_penalty=0.0, logit_bias={}, best_of=None) == parse()
 
 
@@ -155,6 +155,7 @@ def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
         ("stream_options", {}, "needs stream"),
         ("priority", 2**31, "priority must be"),
         ("cache_salt", 5, "cache_salt must be"),
+        ("metadata", {"a": 1}, "metadata must be"),
         ("frequency_penalty", 2.5, "frequency_penalty must be"),
         ("frequency_penalty", False, "frequency_penalty must be"),
         ("logit_bias", {"-5": 1}, "written in digits"),

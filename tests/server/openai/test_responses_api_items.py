@@ -19,7 +19,7 @@ REASONING = {"type": "reasoning", "id": "rs_0", "summary": [], "content": [{"typ
 
 def said(text: str, **fields: Any) -> dict[str, Any]:
     """A message of the assistant, as a response has it."""
-    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": [], "parsed": {"a": 1}}
     return {"type": "message", "id": "msg_0", "role": "assistant", "status": "completed", "content": [part], **fields}
 
 
@@ -41,6 +41,10 @@ def test_a_string() -> None:
         (
             [{**HI, "content": [{"type": "input_text", "text": "a", "prompt_cache_breakpoint": {"mode": "explicit"}}]}],
             [{"role": "user", "content": "a"}],
+        ),
+        (
+            [HI, {**CALL, "parsed_arguments": {"a": 1}}],
+            [HI, {"role": "assistant", "content": None, "tool_calls": [CALLED]}],
         ),
         ([HI, said("yes"), HI], [HI, {"role": "assistant", "content": "yes"}, HI]),
         ([HI, {"role": "assistant", "content": "yes"}, HI], [HI, {"role": "assistant", "content": "yes"}, HI]),

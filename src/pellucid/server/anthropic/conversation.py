@@ -12,6 +12,7 @@ from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import check_boolean, refusal, shown
+from pellucid.server.chat.conversation import check_cache_control
 from pellucid.server.json_fields import (
     check_fields,
     check_neutral,
@@ -176,21 +177,6 @@ class _Reader:
         if isinstance(last, _Turn) and last.role == role and not last.texts:
             del self._turns[-1]  # results are turns of their own
         self._turns.append({"role": "tool", "tool_call_id": call_id, "content": text})
-
-
-def check_cache_control(path: str, value: Any) -> None:
-    """Checks what asks for nothing here: prefixes are cached and found without being told.
-
-    Raises:
-        InvalidRequestError: it is malformed.
-    """
-    if value is None:
-        return
-    fields = read_object(path, value)
-    check_fields(path, fields, ("type", "ttl"))
-    read_choice(f"{path}.type", required(path, fields, "type"), ("ephemeral",))
-    if "ttl" in fields:
-        read_choice(f"{path}.ttl", fields["ttl"], ("5m", "1h"))
 
 
 def _texts(path: str, content: Any, what: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pellucid.core.errors import PellucidError
+from pellucid.core.errors import InvalidRequestError, PellucidError
 
 _TYPES = {
     401: "authentication_error",
@@ -17,7 +17,16 @@ _TYPES = {
 }
 
 
+class ThreadsNotSupportedError(InvalidRequestError):
+    """Conversations are not kept. Anthropic's client goes on without when it is told so."""
+
+    code = "thread_unsupported_request"
+
+
 def error_body(error: PellucidError) -> dict[str, Any]:
     """The body that tells of `error`. It has no field for the parameter: the message names it."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    told: dict[str, Any] = {"type": kind, "message": error.message}
+    if isinstance(error, ThreadsNotSupportedError):
+        told["details"] = {"error_code": error.code, "unsupported": [error.param]}
+    return {"type": "error", "error": told}

@@ -13,7 +13,9 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, check_strings, shown
-from pellucid.server.anthropic.conversation import check_cache_control, read_conversation
+from pellucid.server.anthropic.conversation import read_conversation
+from pellucid.server.anthropic.errors import ThreadsNotSupportedError
+from pellucid.server.chat.conversation import check_cache_control
 from pellucid.server.json_fields import (
     check_fields,
     check_neutral,
@@ -43,6 +45,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "diagnostics": (),
     "inference_geo": (),
     "output_format": (),
+    "thread": (),
 }
 """Parameters that are not supported, with the values that ask for nothing."""
 NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
@@ -68,11 +71,16 @@ def parse_messages(body: Mapping[str, Any], model: ServedModel) -> GenerationReq
 
     Raises:
         InvalidRequestError: `param` names what cannot be served.
+        ThreadsNotSupportedError: it asks for a conversation to be kept.
         ModelNotFoundError: it asks for another model.
         ModelFileError: the model's chat template is faulty.
     """
     fields = read_object("body", body)
     check_fields("", fields, (_FIELDS | NEUTRAL.keys() | EXTENSION_FIELDS) - {"stop"})
+    if "thread" in fields:
+        raise ThreadsNotSupportedError(
+            "thread is not supported: nothing is stored here, send all messages", param="thread"
+        )
     for name in NEUTRAL.keys() & fields.keys():
         check_neutral(name, fields[name], NEUTRAL[name])
     _check_labels(fields)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.core.validation import refusal
+from pellucid.core.validation import INT32_MAX, check_integer, refusal
 from pellucid.server.chat.template_support import TemplateSupport
 from pellucid.server.chat.tool_formats.base import Tool, ToolFormat
 from pellucid.server.json_fields import check_fields, read_choice, read_list, read_object, read_string, required
@@ -16,6 +16,8 @@ from pellucid.tokenizer.chat_template import check_messages
 
 _EMPTY_EXTRAS = ("annotations", "tool_calls")
 """What clients send back from an answer, and may be an empty list."""
+ECHOES = ("parsed", "provider_specific_fields")
+"""What clients (openai, litellm) add to an answer, made of what it says, and send back with it."""
 
 
 def read_messages(messages: Any) -> list[dict[str, Any]]:
@@ -41,8 +43,14 @@ def _read_message(message: Mapping[str, Any], path: str, names: dict[str, str]) 
         for name, value in message.items()
         if value is not None and not (name in _EMPTY_EXTRAS and isinstance(value, list) and not value)
     }
-    if "reasoning" in message and message.get("role") == "assistant":  # as it is called in answers of vLLM
-        message.setdefault("reasoning_content", message.pop("reasoning"))
+    if message.get("role") == "assistant":
+        message = {name: value for name, value in message.items() if name not in ECHOES}
+        if "reasoning" in message:  # as it is called in answers of vLLM
+            message.setdefault("reasoning_content", message.pop("reasoning"))
+    if isinstance(message.get("content"), list):
+        message["content"] = [
+            _read_part(f"{path}.content[{number}]", part) for number, part in enumerate(message["content"])
+        ]
     if "tool_calls" in message:
         if message.get("role") != "assistant":
             raise InvalidRequestError(
@@ -63,12 +71,37 @@ def _read_message(message: Mapping[str, Any], path: str, names: dict[str, str]) 
     return message
 
 
+def _read_part(path: str, part: Any) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") != "text":
+        return part  # refused with the message
+    fields = read_object(path, part)
+    check_fields(path, fields, ("type", "text", "cache_control"))
+    check_cache_control(f"{path}.cache_control", fields.pop("cache_control", None))
+    return fields
+
+
+def check_cache_control(path: str, value: Any) -> None:
+    """Checks what asks for nothing here: prefixes are cached and found without being told.
+
+    Raises:
+        InvalidRequestError: it is malformed.
+    """
+    if value is None:
+        return
+    fields = read_object(path, value)
+    check_fields(path, fields, ("type", "ttl"))
+    read_choice(f"{path}.type", required(path, fields, "type"), ("ephemeral",))
+    if "ttl" in fields:
+        read_choice(f"{path}.ttl", fields["ttl"], ("5m", "1h"))
+
+
 def _read_call(call: Any, path: str, names: dict[str, str]) -> dict[str, Any]:
     call = read_object(path, call)
-    check_fields(path, call, ("id", "type", "function"))
+    check_fields(path, call, ("id", "type", "function", "index"))
+    check_integer(f"{path}.index", call.get("index", 0), 0, INT32_MAX)  # of the pieces that a client joined
     read_choice(f"{path}.type", call.get("type", "function"), ("function",))
     function = read_object(f"{path}.function", required(path, call, "function"))
-    check_fields(f"{path}.function", function, ("name", "arguments"))
+    check_fields(f"{path}.function", function, ("name", "arguments", "parsed_arguments"))
     name = read_string(f"{path}.function.name", required(f"{path}.function", function, "name"))
     arguments = function.get("arguments")
     if isinstance(arguments, str):

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pellucid.core.validation import INT32_MAX, check_integer
-from pellucid.server.json_fields import check_fields, check_neutral, read_string
+from pellucid.core.validation import INT32_MAX, check_integer, refusal
+from pellucid.server.json_fields import check_fields, check_neutral, read_object, read_string
 from pellucid.server.served_model import ServedModel
 
 LABELS = frozenset(("user", "safety_identifier", "prompt_cache_key"))
 """Strings that name the caller; no answer depends on them."""
+MAX_METADATA = 16
+"""Entries."""
+MAX_METADATA_KEY = 64
+MAX_METADATA_VALUE = 512
 
 
 def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,3 +64,19 @@ def cache_salt(body: Mapping[str, Any]) -> str:
     """Prefix-cache entries are shared only between requests of the same salt. Raises InvalidRequestError where it is
     not a string."""
     return read_string("cache_salt", body.get("cache_salt", ""))
+
+
+def metadata(body: Mapping[str, Any]) -> dict[str, str]:
+    """What the caller notes of the request; no answer depends on it. Raises InvalidRequestError where it is not a few
+    short strings."""
+    fields = read_object("metadata", body.get("metadata", {}))
+    what = (
+        f"up to {MAX_METADATA} strings of up to {MAX_METADATA_VALUE} characters, by names of up to {MAX_METADATA_KEY}"
+    )
+    is_sound = len(fields) <= MAX_METADATA and all(
+        len(name) <= MAX_METADATA_KEY and isinstance(value, str) and len(value) <= MAX_METADATA_VALUE
+        for name, value in fields.items()
+    )
+    if not is_sound:
+        raise refusal("metadata", body["metadata"], what)
+    return fields

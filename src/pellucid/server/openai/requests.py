@@ -15,7 +15,7 @@ from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
 from pellucid.server.chat.tools import ChatTurn, parse_chat_turn, render_chat
 from pellucid.server.json_fields import required
-from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, without_nulls
+from pellucid.server.openai.fields import cache_salt, check_names, metadata, model_name, priority, without_nulls
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.server.served_model import ServedModel
 from pellucid.tokenizer.chat_template import check_template_kwargs
@@ -33,7 +33,7 @@ SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
 """Parameters that mean what the field of SamplingParams of that name means: OpenAI's, and beyond them vLLM's."""
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "metadata": ({},),
+    "prompt_cache_retention": ("in_memory",),
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
@@ -45,7 +45,7 @@ NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     "audio": (),
     "prediction": (),
     "reasoning_effort": (),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
@@ -54,7 +54,7 @@ NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
 }
 """Parameters that are not supported, with the values that ask for nothing."""
 
-_COMMON = frozenset(("model", "return_token_ids", "stream", "stream_options", "priority", "cache_salt"))
+_COMMON = frozenset(("model", "metadata", "return_token_ids", "stream", "stream_options", "priority", "cache_salt"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
     _check_names(body, own, NEUTRAL_CHAT)
     logprobs = check_boolean("logprobs", body.get("logprobs", False))
     top_logprobs = check_integer("top_logprobs", body.get("top_logprobs", 0), 0, MAX_LOGPROBS)
-    if "top_logprobs" in body and not logprobs:
+    if top_logprobs and not logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     limits = {
         name: check_integer(name, body[name], 1, INT32_MAX)
@@ -225,6 +225,7 @@ ENDPOINTS: dict[str, Callable[[Mapping[str, Any], ServedModel], GenerationReques
 
 def _check_names(body: Mapping[str, Any], own: set[str], neutral: Mapping[str, tuple[object, ...]]) -> None:
     check_names(body, own | SAMPLING_FIELDS | RESPONSE_FORMAT_FIELDS | _COMMON, neutral)
+    metadata(body)
 
 
 def _sampling_params(body: Mapping[str, Any], *, max_tokens: Any, logprobs: Any, echo: bool = False) -> SamplingParams:

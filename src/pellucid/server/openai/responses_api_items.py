@@ -117,6 +117,7 @@ class _Reader:
             self._begun_answer()["reasoning_content"] = "\n".join(content or summary)
 
     def _add_call(self, path: str, fields: dict[str, Any]) -> None:
+        fields.pop("parsed_arguments", None)  # which the openai client made of the arguments
         check_fields(path, fields, ("type", "call_id", "name", "arguments"))
         call = {
             "id": read_string(f"{path}.call_id", required(path, fields, "call_id")),
@@ -159,6 +160,7 @@ def _texts(path: str, parts: Any, kinds: tuple[str, ...]) -> list[str]:
         if kind == "output_text":
             check_neutral(f"{where}.annotations", fields.pop("annotations", []), ([],))
             read_list(f"{where}.logprobs", fields.pop("logprobs", []))  # of what is said already
+            fields.pop("parsed", None)  # which the openai client made of the text
         if "prompt_cache_breakpoint" in fields:  # asks for nothing: prefixes are found without being told
             breakpoint_path = f"{where}.prompt_cache_breakpoint"
             check_neutral(breakpoint_path, fields.pop("prompt_cache_breakpoint"), ({"mode": "explicit"},))

@@ -13,7 +13,7 @@ from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGPROBS
-from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
+from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, shown
 from pellucid.server.json_fields import (
     check_fields,
     check_neutral,
@@ -24,14 +24,10 @@ from pellucid.server.json_fields import (
     required,
 )
 from pellucid.server.openai.chat_body import EXTENSION_FIELDS, extensions, parse_chat_body
+from pellucid.server.openai.fields import LABELS, metadata
 from pellucid.server.openai.requests import GenerationRequest
 from pellucid.server.openai.responses_api_items import read_input
 from pellucid.server.served_model import ServedModel
-
-MAX_METADATA = 16
-"""Entries."""
-MAX_METADATA_KEY = 64
-MAX_METADATA_VALUE = 512
 
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (
@@ -47,8 +43,6 @@ INCLUDABLE = (
 )
 """What `include` may name."""
 
-_LABELS = ("user", "safety_identifier", "prompt_cache_key")
-"""Strings that name the caller; no answer depends on them."""
 FIELDS = frozenset(
     (
         "model",
@@ -67,7 +61,7 @@ FIELDS = frozenset(
         "stream_options",
         "store",
         "metadata",
-        *_LABELS,
+        *LABELS,
     )
 )
 NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -138,7 +132,7 @@ def parse_response(body: Mapping[str, Any], model: ServedModel) -> ResponsesRequ
     check_fields("", fields, FIELDS | NEUTRAL.keys() | EXTENSION_FIELDS)
     for name in NEUTRAL.keys() & fields.keys():
         check_neutral(name, fields[name], NEUTRAL[name])
-    for name in _LABELS:
+    for name in LABELS:
         read_string(name, fields.get(name, ""))
     check_boolean("store", fields.get("store", False))
     stream = check_boolean("stream", fields.get("stream", False))
@@ -255,21 +249,6 @@ def _logprobs(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _metadata(metadata: Any) -> dict[str, str]:
-    """What the caller wants back with the response."""
-    fields = read_object("metadata", metadata)
-    what = (
-        f"up to {MAX_METADATA} strings of up to {MAX_METADATA_VALUE} characters, by names of up to {MAX_METADATA_KEY}"
-    )
-    is_sound = len(fields) <= MAX_METADATA and all(
-        len(name) <= MAX_METADATA_KEY and isinstance(value, str) and len(value) <= MAX_METADATA_VALUE
-        for name, value in fields.items()
-    )
-    if not is_sound:
-        raise refusal("metadata", metadata, what)
-    return fields
-
-
 def _echo(fields: Mapping[str, Any], request: GenerationRequest) -> dict[str, Any]:
     params = request.sampling_params
     text = {"format": {"type": "text"}, **read_object("text", fields.get("text", {}))}
@@ -279,7 +258,7 @@ def _echo(fields: Mapping[str, Any], request: GenerationRequest) -> dict[str, An
         "instructions": fields.get("instructions"),
         "max_output_tokens": fields.get("max_output_tokens"),
         "max_tool_calls": _max_tool_calls(fields),
-        "metadata": _metadata(fields.get("metadata", {})),
+        "metadata": metadata(fields),
         "model": request.model,
         "parallel_tool_calls": fields.get("parallel_tool_calls", True),
         "previous_response_id": None,

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from pellucid.core.sampling_params import MAX_LOGPROBS
 from pellucid.core.validation import INT32_MAX
+from pellucid.server.chat.conversation import ECHOES
 from pellucid.server.chat.tool_request import MAX_TOOLS, NAME_PATTERN
-from pellucid.server.openai.fields import LABELS
+from pellucid.server.openai.fields import LABELS, MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE
 from pellucid.server.openai.requests import MAX_PROMPTS, NEUTRAL_CHAT, NEUTRAL_COMPLETION, SAMPLING_FIELDS
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS
 from pellucid.server.openapi.operation import OF_GENERATION, Operation, json_or_events
@@ -33,6 +34,16 @@ from pellucid.server.openapi.schema import (
 )
 from pellucid.tokenizer.chat_template import ROLES, TEMPLATE_KWARGS
 
+METADATA: Schema = {
+    "type": "object",
+    "maxProperties": MAX_METADATA,
+    "propertyNames": {"maxLength": MAX_METADATA_KEY},
+    "additionalProperties": nullable({"type": "string", "maxLength": MAX_METADATA_VALUE}),
+}
+CACHE_CONTROL = described(
+    request_object({"type": const("ephemeral"), "ttl": enum("5m", "1h")}, ("type",)),
+    "Asks for nothing: prefixes are cached and found without being told.",
+)
 MODEL = described(STRING, "A name of the model that is served, as `/v1/models` lists it.")
 
 
@@ -100,6 +111,7 @@ def _common_properties() -> dict[str, Schema]:
     return {
         **extension_properties((*SAMPLING_FIELDS, *RESPONSE_FORMAT_FIELDS, "priority", "cache_salt")),
         **label_properties(LABELS),
+        "metadata": described(METADATA, "Taken; no answer depends on it."),
         "model": MODEL,
         "stream": described(BOOLEAN, "Send the answer as server-sent events, the last one `[DONE]`."),
         "stream_options": described(request_object(stream_options), "With `stream` alone."),
@@ -141,13 +153,14 @@ def chat_request() -> Schema:
 
 
 def _chat_message() -> Schema:
-    part = request_object({"type": const("text"), "text": STRING}, ("type", "text"))
+    part = request_object({"type": const("text"), "text": STRING, "cache_control": CACHE_CONTROL}, ("type", "text"))
     properties = {
         "content": any_of(STRING, array(part)),
         "reasoning_content": STRING,
         "name": STRING,
         "tool_calls": array({"type": "object"}),
         "tool_call_id": STRING,
+        **dict.fromkeys(ECHOES, described({}, "What a client added to an answer; says nothing.")),
     }
     calling = {**properties, "role": const("assistant"), "tool_calls": array({"type": "object"}, least=1)}
     return any_of(

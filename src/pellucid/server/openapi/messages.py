@@ -6,7 +6,7 @@ from pellucid.core.sampling_params import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from pellucid.core.validation import INT32_MAX
 from pellucid.server.anthropic.requests import LEAST_BUDGET_TOKENS, NEUTRAL, NEUTRAL_OF_TOOLS, PROMPT_FIELDS
 from pellucid.server.openai.chat_body import EXTENSION_FIELDS
-from pellucid.server.openapi.completions import MODEL, extension_properties, neutral_properties
+from pellucid.server.openapi.completions import CACHE_CONTROL, MODEL, extension_properties, neutral_properties
 from pellucid.server.openapi.operation import (
     EVENTS,
     JSON,
@@ -33,14 +33,9 @@ from pellucid.server.openapi.schema import (
     request_object,
 )
 
-_CACHE_CONTROL = described(
-    request_object({"type": const("ephemeral"), "ttl": enum("5m", "1h")}, ("type",)),
-    "Asks for nothing: prefixes are cached and found without being told.",
-)
-
 
 def _text_block() -> Schema:
-    properties = {"type": const("text"), "text": STRING, "citations": const([]), "cache_control": _CACHE_CONTROL}
+    properties = {"type": const("text"), "text": STRING, "citations": const([]), "cache_control": CACHE_CONTROL}
     return request_object(properties, ("type", "text"))
 
 
@@ -52,20 +47,20 @@ def _message() -> Schema:
         "name": STRING,
         "input": {"type": "object"},
         "caller": const({"type": "direct"}),
-        "cache_control": _CACHE_CONTROL,
+        "cache_control": CACHE_CONTROL,
     }
     thinking = {
         "type": const("thinking"),
         "thinking": STRING,
         "signature": STRING,
-        "cache_control": _CACHE_CONTROL,
+        "cache_control": CACHE_CONTROL,
     }
     result = {
         "type": const("tool_result"),
         "tool_use_id": STRING,
         "content": any_of(STRING, array(text)),
         "is_error": BOOLEAN,
-        "cache_control": _CACHE_CONTROL,
+        "cache_control": CACHE_CONTROL,
     }
     of_assistant = any_of(
         text,
@@ -88,7 +83,7 @@ def _prompt_properties() -> dict[str, Schema]:
         "description": STRING,
         "input_schema": described({"type": "object"}, "A JSON schema."),
         "strict": BOOLEAN,
-        "cache_control": _CACHE_CONTROL,
+        "cache_control": CACHE_CONTROL,
     }
     no_parallel = {"disable_parallel_tool_use": BOOLEAN}
     choice = any_of(
@@ -113,7 +108,7 @@ def _prompt_properties() -> dict[str, Schema]:
         "output_config": described(
             request_object({"format": form, "effort": STRING}), "What the answer must look like."
         ),
-        "cache_control": _CACHE_CONTROL,
+        "cache_control": CACHE_CONTROL,
     }
     assert properties.keys() == PROMPT_FIELDS
     return {**properties, "model": MODEL}

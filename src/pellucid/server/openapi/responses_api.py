@@ -11,14 +11,17 @@ from pellucid.server.openai.responses_api_items import ROLES, STATUSES
 from pellucid.server.openai.responses_api_requests import (
     FIELDS,
     INCLUDABLE,
-    MAX_METADATA,
-    MAX_METADATA_KEY,
-    MAX_METADATA_VALUE,
     NEUTRAL,
     NEUTRAL_OF_REASONING,
     NEUTRAL_OF_TOOLS,
 )
-from pellucid.server.openapi.completions import MODEL, extension_properties, label_properties, neutral_properties
+from pellucid.server.openapi.completions import (
+    METADATA,
+    MODEL,
+    extension_properties,
+    label_properties,
+    neutral_properties,
+)
 from pellucid.server.openapi.operation import EVENTS, JSON, OF_GENERATION, Operation, event, json_text
 from pellucid.server.openapi.schema import (
     BOOLEAN,
@@ -43,8 +46,10 @@ def _parts(*kinds: str) -> Schema:
     extra: dict[str, Schema] = {"prompt_cache_breakpoint": const({"mode": "explicit"})}
     parts = []
     for kind in kinds:
-        of_output = {"annotations": const([]), "logprobs": {"type": "array"}} if kind == "output_text" else {}
-        parts.append(request_object({"type": const(kind), "text": STRING, **extra, **of_output}, ("type", "text")))
+        part = {"type": const(kind), "text": STRING, **extra}
+        if kind == "output_text":
+            part |= {"annotations": const([]), "logprobs": {"type": "array"}, "parsed": {}}
+        parts.append(request_object(part, ("type", "text")))
     return array(any_of(*parts) if len(parts) > 1 else parts[0])
 
 
@@ -69,7 +74,13 @@ def _item() -> Schema:
             ("type",),
         ),
         (
-            {"type": const("function_call"), "call_id": STRING, "name": STRING, "arguments": STRING},
+            {
+                "type": const("function_call"),
+                "call_id": STRING,
+                "name": STRING,
+                "arguments": STRING,
+                "parsed_arguments": {},
+            },
             ("type", "call_id", "name", "arguments"),
         ),
         (
@@ -114,12 +125,6 @@ def _request() -> Schema:
             ("type", "name", "schema"),
         ),
     )
-    metadata: Schema = {
-        "type": "object",
-        "maxProperties": MAX_METADATA,
-        "propertyNames": {"maxLength": MAX_METADATA_KEY},
-        "additionalProperties": nullable({"type": "string", "maxLength": MAX_METADATA_VALUE}),
-    }
     own: dict[str, Schema] = {
         "model": MODEL,
         "input": described(any_of(STRING, array(ref("InputItem"), least=1)), "Text, or what was said so far."),
@@ -142,7 +147,7 @@ def _request() -> Schema:
         "stream": described(BOOLEAN, "Send the answer as server-sent events, the last one `response.completed`."),
         "stream_options": described(request_object({"include_obfuscation": const(False)}), "With `stream` alone."),
         "store": described(BOOLEAN, "Nothing is stored, whatever it says."),
-        "metadata": described(metadata, "Comes back with the answer."),
+        "metadata": described(METADATA, "Comes back with the answer."),
         **label_properties(LABELS),
     }
     assert own.keys() == FIELDS
