@@ -185,12 +185,15 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--concurrency", "0"), "invalid counts value: '0'"),
-        (("--rate", "-1"), "invalid rates value: '-1'"),
-        (("--rate", "nan"), "invalid rates value: 'nan'"),
-        (("--goodput", "ttft"), "invalid goodput_limit value: 'ttft'"),
-        (("--goodput", "speed:3"), "invalid goodput_limit value: 'speed:3'"),
-        (("--header", "nothing"), "invalid header value: 'nothing'"),
+        (("--concurrency", "0"), "--concurrency: must be integers from 1, as 1,4,16, not '0'"),
+        (("--rate", "-1"), "--rate: must be numbers over 0, as 0.5,2,inf, not '-1'"),
+        (("--rate", "nan"), "--rate: must be numbers over 0, as 0.5,2,inf, not 'nan'"),
+        (
+            ("--goodput", "ttft"),
+            "--goodput: must be one of ttft, itl, tpot, e2e with milliseconds, as ",
+        ),
+        (("--goodput", "speed:3"), "with milliseconds, as ttft:500, not 'speed:3'"),
+        (("--header", "nothing"), "--header: must be a name and a value, as 'X-Team: research'"),
         (("--requests", "0"), "--requests must be at least 1, not 0"),
         (("--requests", "3", "--seconds", "3"), "not allowed with argument"),
         (("--seconds", "0"), "--seconds must be a number over 0, not 0"),

@@ -1,5 +1,6 @@
 """The command line's frame: what is imported, exit codes, messages."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from pellucid.cli import main as cli
+from pellucid.cli.parser import CommandParser
 from pellucid.core.errors import ModelNotFoundError
 
 HEAVY = ("numpy", "tokenizers", "rich", "typer", "click", "jinja2", "huggingface_hub", "transformers", "argparse")
@@ -75,6 +77,19 @@ def test_help_of_a_command_teaches_and_is_light(name: str) -> None:
     assert f"usage: pellucid {name}" in result.stdout
     assert f"pellucid {name}" in result.stdout.partition("examples:")[2]
     assert max(map(len, result.stdout.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("columns", [60, 80, 300])
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_fits_the_terminal(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    module = importlib.import_module(f"pellucid.cli.{cli.module_name(name)}")
+    parser = CommandParser(name, module.DESCRIPTION, module.EXAMPLES)
+    text, _, examples = parser.format_help().partition("examples:")
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if "\n " not in paragraph]
+    assert max(len(line) for paragraph in paragraphs for line in paragraph.splitlines()) <= min(columns, 120)
+    assert examples.strip().splitlines()[0] in module.EXAMPLES  # which are not filled
+    assert " ".join(module.DESCRIPTION.split()) in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

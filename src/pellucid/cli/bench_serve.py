@@ -41,27 +41,36 @@ GOODPUT_LIMITS = ("ttft", "itl", "tpot", "e2e")
 
 def counts(text: str) -> list[int]:
     """`1,4,16` -> [1, 4, 16]."""
-    values = [int(part) for part in text.split(",")]
+    values = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
     if min(values) < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be integers from 1, as 1,4,16, not {text!r}")
     return values
 
 
 def rates(text: str) -> list[float]:
     """`0.5,2,inf` -> [0.5, 2.0, inf]."""
-    values = [float(part) for part in text.split(",")]
+    values = [number(part) for part in text.split(",")]
     if not all(value > 0 for value in values):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be numbers over 0, as 0.5,2,inf, not {text!r}")
     return values
 
 
 def goodput_limit(text: str) -> tuple[str, float]:
     """`ttft:500` -> ("ttft", 0.5)."""
     name, _, milliseconds = text.partition(":")
-    seconds = float(milliseconds) / 1e3
+    seconds = number(milliseconds) / 1e3
     if name not in GOODPUT_LIMITS or not seconds > 0:
-        raise ValueError
+        names = ", ".join(GOODPUT_LIMITS)
+        raise argparse.ArgumentTypeError(f"must be one of {names} with milliseconds, as ttft:500, not {text!r}")
     return name, seconds
+
+
+def number(text: str) -> float:
+    """What is no number is none that compares with one."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,18 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_BACKEND = "auto"
 DEFAULT_KV_CACHE_DTYPE = "f16"
 DEFAULT_TIMEOUT = 600.0
+MAX_WIDTH = 120
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's, which fills paragraphs to the width of the terminal one by one, and leaves those with indented lines
+    as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            paragraph if "\n " in paragraph else textwrap.fill(paragraph, min(width, MAX_WIDTH), break_on_hyphens=False)
+            for paragraph in text.split("\n\n")
+        )
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -23,7 +35,7 @@ class CommandParser(argparse.ArgumentParser):
             prog=f"pellucid {command}",
             description=textwrap.dedent(description).strip(),
             epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -92,7 +104,7 @@ def header(text: str) -> tuple[str, str]:
     """`NAME: VALUE`."""
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
-        raise ValueError
+        raise argparse.ArgumentTypeError("must be a name and a value, as 'X-Team: research'")
     return name.strip(), value.strip()
 
 
