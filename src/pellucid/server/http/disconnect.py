@@ -39,4 +39,4 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     finally:
         for task in (working, leaving):
             task.cancel()
-        await asyncio.wait((working, leaving))
+        await asyncio.gather(working, leaving, return_exceptions=True)  # who left is told of no failure

@@ -69,7 +69,7 @@ class EventStream(Response):
         finally:
             for task in (sending, leaving):
                 task.cancel()
-            await asyncio.wait((sending, leaving))
+            await asyncio.gather(sending, leaving, return_exceptions=True)  # who left is told of no failure
             await self._events.aclose()
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
