@@ -111,10 +111,20 @@ def test_other_templates_get_plain_turns_and_a_system_message() -> None:
 
 
 def test_a_system_message_of_the_request_stays() -> None:
-    for role in ("system", "developer"):
-        text, _ = rendered(chat_templates.SMOLLM, [{"role": role, "content": "Be brief."}, USER], [TOOL])
+    knowing = chat_templates.SMOLLM + "{# developer #}"
+    for template, role in ((chat_templates.SMOLLM, "system"), (knowing, "developer")):
+        text, _ = rendered(template, [{"role": role, "content": "Be brief."}, USER], [TOOL])
         assert text.startswith(f"<|im_start|>{role}\nBe brief.\n\nYou are good at")
         assert text.count("Be brief.") == 1
+
+
+def test_what_the_developer_says_is_what_the_system_says() -> None:
+    said, by_system = ([{"role": role, "content": "Be brief."}, USER] for role in ("developer", "system"))
+    text = rendered(chat_templates.PLAIN, said)[0]
+    assert text == rendered(chat_templates.PLAIN, by_system)[0]
+    assert "developer" not in text
+    knowing = chat_templates.PLAIN + "{# developer #}"
+    assert "<|im_start|>developer" in rendered(knowing, said)[0]
 
 
 def test_without_tools_to_call_the_prompt_tells_of_none() -> None:

@@ -50,6 +50,8 @@ def test_a_message_with_everything() -> None:
 
 
 def test_why_it_ended() -> None:
-    assert finish_reason_of("stop", has_tool_calls=True) == "tool_calls"
-    assert finish_reason_of("length", has_tool_calls=True) == "length"
-    assert finish_reason_of("stop", has_tool_calls=False) == "stop"
+    assert finish_reason_of("stop", None, has_tool_calls=True) == "tool_calls"
+    assert finish_reason_of("stop", 2, has_tool_calls=True) == "tool_calls"  # a token that ends answers
+    assert finish_reason_of("stop", '"', has_tool_calls=True) == "stop"  # the arguments may be cut short
+    assert finish_reason_of("length", None, has_tool_calls=True) == "length"
+    assert finish_reason_of("stop", None, has_tool_calls=False) == "stop"

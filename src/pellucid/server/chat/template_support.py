@@ -67,6 +67,11 @@ def tool_variables(name: str | None, tools: Sequence[Mapping[str, Any]]) -> dict
     return {"tools": list(tools)} if name == "tools" else {name: [tool["function"] for tool in tools]}
 
 
+def knows_developer(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template has the role "developer", which is what OpenAI came to call "system"."""
+    return "developer" in (tokenizer.chat_template or "")
+
+
 def generation_prompt(tokenizer: Tokenizer, **template_kwargs: Any) -> str:
     """What the template writes after the last message, to open the assistant's turn; "" where that cannot be told."""
     return _rendered(tokenizer, [_user()], **template_kwargs).rpartition(_QUESTION)[2]

@@ -16,7 +16,7 @@ from pellucid.core.structured_outputs import StructuredOutputsParams
 from pellucid.core.validation import check_boolean
 from pellucid.server.chat.conversation import as_plain_turns, for_template, read_messages, with_instructions
 from pellucid.server.chat.formats import PLAIN_TEXT, ChatFormat
-from pellucid.server.chat.template_support import generation_prompt, tool_variables
+from pellucid.server.chat.template_support import generation_prompt, knows_developer, tool_variables
 from pellucid.server.chat.tool_formats.base import Tool
 from pellucid.server.chat.tool_request import parse_choice, parse_tools
 from pellucid.tokenizer.chat_template import check_template_kwargs
@@ -182,6 +182,8 @@ def render_chat(
     check_template_kwargs(template_kwargs)
     tokenizer, support, tool_format = model.tokenizer, turn.format.template, turn.format.tools
     read = read_messages(messages)
+    if not knows_developer(tokenizer):
+        read = [{**message, "role": "system"} if message["role"] == "developer" else message for message in read]
     tools = [{"type": "function", "function": tool} for tool in turn.tools]
     variables = tool_variables(support.tools, tools)
     for name in variables.keys() & template_kwargs.keys():

@@ -39,6 +39,7 @@ def delta_body(piece: ChatEvent) -> dict[str, Any]:
     return {"tool_calls": [call]}
 
 
-def finish_reason_of(finish_reason: str, *, has_tool_calls: bool) -> str:
-    """Why an answer ended: "tool_calls" where it is calls that are complete."""
-    return "tool_calls" if has_tool_calls and finish_reason == "stop" else finish_reason
+def finish_reason_of(finish_reason: str, stop_reason: int | str | None, *, has_tool_calls: bool) -> str:
+    """Why an answer ended: "tool_calls" where it has calls and no stop string, which may stand within one, cut it."""
+    is_whole = finish_reason == "stop" and not isinstance(stop_reason, str)
+    return "tool_calls" if has_tool_calls and is_whole else finish_reason

@@ -101,7 +101,7 @@ def _choice(request: GenerationRequest, completion: CompletionOutput, tokenizer:
     if request.is_chat:
         message = read_message(request.chat.format.parser(request.chat), completion.text)
         choice["message"] = message_body(message)
-        finish_reason = finish_reason_of(finish_reason, has_tool_calls=bool(message.tool_calls))
+        finish_reason = finish_reason_of(finish_reason, completion.stop_reason, has_tool_calls=bool(message.tool_calls))
     else:
         choice["text"] = completion.text
     choice["logprobs"] = _logprobs(request, completion, tokenizer)

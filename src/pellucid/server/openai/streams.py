@@ -132,7 +132,9 @@ class _ChatChoice:
             deltas.insert(0, self._delta({"role": "assistant", "content": ""}))
         if last.finish_reason is not None:
             deltas.append(self._delta({}))
-            deltas[-1]["finish_reason"] = finish_reason_of(last.finish_reason, has_tool_calls=self._has_tool_calls)
+            deltas[-1]["finish_reason"] = finish_reason_of(
+                last.finish_reason, last.stop_reason, has_tool_calls=self._has_tool_calls
+            )
             deltas[-1]["stop_reason"] = last.stop_reason
             _add_prompt(deltas[-1], last.request_output, self._request)
         return deltas
