@@ -202,6 +202,7 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
         (("--settle", "inf"), "--settle must be at least 0, not inf"),
         (("--temperature", "nan"), "--temperature must be at least 0, not nan"),
         (("--burstiness", "2"), "give --rate too"),
+        (("--rate", "2,inf", "--seconds", "1"), "--rate inf sends all requests at once: say how many with --requests"),
         (("--url", "nonsense"), "does not name a server"),
         (("--url", "http://h", "--peer", "http://h", "--model", "m"), "two servers go by the name h"),
         (("--prompts", "gone.jsonl"), "gone.jsonl cannot be read"),

@@ -73,9 +73,12 @@ def test_clients_that_leave_leave_nothing(server: LiveServer, capsys: pytest.Cap
     assert summary["aborted"] > 0  # the others had ended before
 
     async def until_idle() -> None:
-        while 'pellucid_kv_blocks{state="used"} 0.0' not in (text := await metrics(server)):
-            await asyncio.sleep(0.01)
-        assert "pellucid_num_requests_unfinished 0.0" in text
+        idle = ('pellucid_kv_blocks{state="used"} 0.0', "pellucid_num_requests_unfinished 0.0")
+        async with asyncio.timeout(60):
+            text = ""
+            while not all(line in text for line in idle):
+                await asyncio.sleep(0.01)
+                text = await metrics(server)
 
     asyncio.run(until_idle())
 

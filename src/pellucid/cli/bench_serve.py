@@ -29,7 +29,7 @@ measured in turn with the same prompts, several rounds of them: medians and rati
 EXAMPLES = """
 pellucid bench serve --url http://127.0.0.1:8000
 pellucid bench serve --concurrency 16 --requests 64 --goodput ttft:500 itl:50
-pellucid bench serve --rate 1,2,4,inf --seconds 60 --json
+pellucid bench serve --rate 1,2,4 --seconds 60 --json
 pellucid bench serve --url pellucid=http://127.0.0.1:8000 --peer llama.cpp=http://127.0.0.1:8080 --concurrency 16
 """
 
@@ -167,6 +167,10 @@ def check(args: argparse.Namespace) -> None:
         if (value is not None and not 0 <= value <= most) or value == math.inf:
             upper = "" if math.isinf(most) else f" and at most {most:g}"
             raise InvalidRequestError(f"--{name} must be at least 0{upper}, not {value:g}", param=name)
+    if args.seconds is not None and math.inf in (args.rate or ()):
+        raise InvalidRequestError(
+            "--rate inf sends all requests at once: say how many with --requests, not for how long", param="seconds"
+        )
     if args.rate is None and args.burstiness != 1:
         raise InvalidRequestError(
             "--burstiness is about requests at random moments: give --rate too", param="burstiness"
