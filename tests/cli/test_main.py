@@ -167,5 +167,15 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_error(closed: str) -> None:
+    code = "import sys; from pellucid.cli.main import main; sys.exit(main(['models']))"
+    result = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code], capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert ("smollm2" in result.stdout) == (">&-" not in closed.split())
+
+
 def test_version() -> None:
     assert run("--version").stdout.startswith("pellucid ")

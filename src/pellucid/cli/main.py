@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    open_standard_streams()
     try:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -81,6 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         bug = f"{type(error).__name__}: {error}\nThis is a bug in Pellucid; --debug shows where."
         return fail(bug, EXIT_BUG, debug)
+
+
+def open_standard_streams() -> None:
+    """Give a process that was started without standard input, output or error what is empty and takes everything: else
+    the next file or connection would get their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def dispatch(arguments: list[str]) -> int:
