@@ -56,6 +56,10 @@ def test_a_tool_is_called(asked: dict[str, Any]) -> None:
     answer = litellm.completion(messages=HI, **{**asked, "max_tokens": 200}, **tools, _skip_mcp_handler=True)
     (call,) = answer.choices[0].message.tool_calls
     Wall.model_validate(json.loads(call.function.arguments))
+    message, result = answer.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "done"}
+    for sent in (message, message.model_dump()):
+        going_on = [*HI, sent, result]
+        assert litellm.completion(messages=going_on, **asked, tools=[TOOL], _skip_mcp_handler=True).choices
 
 
 def test_embeddings(server: ServerProcess) -> None:
