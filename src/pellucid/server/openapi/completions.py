@@ -158,14 +158,19 @@ def _chat_message() -> Schema:
         "content": any_of(STRING, array(part)),
         "reasoning_content": STRING,
         "name": STRING,
-        "tool_calls": array({"type": "object"}),
         "tool_call_id": STRING,
-        **dict.fromkeys(ECHOES, described({}, "What a client added to an answer; says nothing.")),
     }
-    calling = {**properties, "role": const("assistant"), "tool_calls": array({"type": "object"}, least=1)}
+    others = [role for role in ROLES if role != "assistant"]
+    answer = {
+        **properties,
+        **dict.fromkeys(ECHOES, described({}, "What a client added to an answer; says nothing.")),
+        "role": const("assistant"),
+        "tool_calls": array({"type": "object"}),
+    }
     return any_of(
-        request_object({**properties, "role": described(enum(*ROLES), "Who speaks.")}, ("role", "content")),
-        request_object(calling, ("role", "tool_calls")),
+        request_object({**properties, "role": described(enum(*others), "Who speaks.")}, ("role", "content")),
+        request_object(answer, ("role", "content")),
+        request_object({**answer, "tool_calls": array({"type": "object"}, least=1)}, ("role", "tool_calls")),
     )
 
 
