@@ -109,6 +109,20 @@ def test_a_body_that_breaks_after_a_head_without_an_answer_in_it() -> None:
     with_server(test)
 
 
+def test_what_does_not_become_a_request_is_logged_once_without_what_it_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def test(server: RawServer) -> None:
+        assert (await server.ask(b"secret\r\n\r\n")).status == 400
+        assert (await server.ask(request(b"secret")[:-1])).status == 408
+
+    with_server(test, body_timeout=0.5)
+    told = [record for record in caplog.records if record.name == "pellucid.server" or record.levelname == "WARNING"]
+    assert [record.getMessage() for record in told] == ["no whole request"] * 2
+    assert [vars(record)["fields"]["status"] for record in told] == [400, 408]
+    assert "secret" not in caplog.text
+
+
 def test_who_asks_for_another_protocol_is_answered_in_this_one(caplog: pytest.LogCaptureFixture) -> None:
     async def test(server: RawServer) -> None:
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
@@ -377,7 +391,7 @@ def test_what_the_protocol_leans_on() -> None:
     async def run() -> None:
         state = uvicorn.Server(config).server_state
         made = config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
-        for name in ("app", "conn", "connections", "cycle", "flow", "loop"):
+        for name in ("app", "conn", "connections", "cycle", "flow", "logger", "loop"):
             assert hasattr(made, name)
         for name in ("timeout_keep_alive", "timeout_keep_alive_task"):
             assert hasattr(made, name)
@@ -395,7 +409,6 @@ def test_what_the_protocol_leans_on() -> None:
         "pause_writing",
         "resume_writing",
         "send_400_response",
-        "_should_upgrade",
     ):
         assert name in vars(h11_impl.H11Protocol)
         assert name in vars(protocol._LimitedProtocol)

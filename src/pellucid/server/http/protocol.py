@@ -1,14 +1,15 @@
 """HTTP/1.1 on one connection: uvicorn's h11 protocol, with limits of time and size and with errors in JSON.
 
 It leans on these of `uvicorn.protocols.http.h11_impl.H11Protocol`: the attributes `app`, `conn`, `connections`, `cycle`
-(with `disconnected`, `flow`, `message_event`, `response_complete`, `scope` and `transport`), `flow`, `loop`,
-`timeout_keep_alive` and `timeout_keep_alive_task`; that malformed input calls `send_400_response` while h11's error is
-being handled; and that `_should_upgrade` is asked whether a request leaves HTTP.
+(with `disconnected`, `flow`, `message_event`, `response_complete`, `scope` and `transport`), `flow`, `logger`, `loop`,
+`timeout_keep_alive` and `timeout_keep_alive_task`; and that malformed input calls `send_400_response` while h11's error
+is being handled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,7 @@ from pellucid.core.errors import InvalidRequestError, PellucidError
 from pellucid.server.errors import HeaderTooLargeError, OverloadedError, RequestTimeoutError
 from pellucid.server.http.chunks import offer_chunks
 from pellucid.server.http.replies import error_response, send_error
+from pellucid.server.logs import fields, logger
 from pellucid.server.settings import ServerSettings
 
 LINGER_SECONDS = 5.0
@@ -31,6 +33,10 @@ unread takes the answer with it."""
 SEND_SECONDS = 60.0
 """How long a client may leave its answer unread when no more of it can be buffered."""
 MAX_MESSAGE = 200
+
+# Of what it warns of, malformed requests are told of here, and those for WebSockets are answered as if they were none.
+_uvicorn_logger = logging.getLogger("uvicorn.protocol")
+_uvicorn_logger.setLevel(logging.ERROR)
 
 Awaited = Literal["head", "body", "rest"]
 """What a client is about to send: the first line and headers of a request; its body; what is left of the body of a
@@ -54,6 +60,7 @@ class _LimitedProtocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.app = partial(_with_one_length, self.app)
+        self.logger = _uvicorn_logger
         self.conn = h11.Connection(h11.SERVER, self.settings.max_header_bytes)
         self.timeout_keep_alive = self.settings.keep_alive_timeout  # type: ignore[assignment]
         self._awaited: Awaited | None = None
@@ -103,9 +110,6 @@ class _LimitedProtocol(H11Protocol):
         else:
             self._finish(InvalidRequestError(f"this is not HTTP/1.1: {error or msg}"[:MAX_MESSAGE]))
 
-    def _should_upgrade(self) -> bool:
-        return False  # the request is answered as if it had not asked (RFC 9110, 7.8); uvicorn would log two warnings
-
     def _go_on(self) -> None:
         if self.cycle is not None:
             offer_chunks(self.cycle)
@@ -149,6 +153,7 @@ class _LimitedProtocol(H11Protocol):
             self._close()
             return
         self._is_finished = True
+        logger.info("no whole request", extra=fields(status=error.status, error=error.code))
         answer = error_response(error, "")
         has_body = self.conn.our_state is h11.IDLE or self.cycle.scope["method"] != "HEAD"
         head = h11.Response(
