@@ -127,7 +127,7 @@ def test_the_summary(batch, few: Path, tmp_path: Path) -> None:
     assert re.match(
         r"4 requests, 1 failed; \d+ prompt tokens \(\d+% cached\) and 20 output tokens in [\d.]+ s: ", first
     )
-    assert second == "the first failure, 'request-7': tools[0] must be an object with type, function, not 'hammer'"
+    assert second == "the first failure, 'request-7': tools[0] must be an object, not 'hammer'"
 
 
 def test_progress_is_shown(batch, few: Path, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_file_that_is_no_batch_is_refused_before_the_model_is_loaded(batch, tm
     (tmp_path / "in.jsonl").write_text('{"custom_id": "a"}\nhello\n')
     code, _, err = batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     assert code == 2
-    assert "line 2: not valid JSON" in err
+    assert "line 2: the line is not valid JSON" in err
     assert os.listdir(tmp_path) == ["in.jsonl"]
     code, _, err = batch(tmp_path / "gone.jsonl", tmp_path / "out.jsonl")
     assert (code, err) == (2, f"error: No such file or directory: {tmp_path / 'gone.jsonl'}\n")

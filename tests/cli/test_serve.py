@@ -222,7 +222,7 @@ def test_help_has_every_option() -> None:
 def test_json_logs_are_json_to_the_last_line(chat_model: str) -> None:
     with ServerProcess(chat_model, *SMALL, "--log-format", "json", "--log-level", "debug") as server:
         server.wait_for("Ready in")
-        server.post("/v1/completions", {"model": "tiny", "prompt": "once", "max_tokens": 3})
+        server.post("/v1/completions", {"model": "tiny", "prompt": "once", "max_tokens": 3, "ignore_eos": True})
         server.get("/health")
         assert server.stop() == 0
         records = [json.loads(line) for line in server.log]
