@@ -160,18 +160,29 @@ def _chat_message() -> Schema:
         "name": STRING,
         "tool_call_id": STRING,
     }
-    others = [role for role in ROLES if role != "assistant"]
+    others = enum(*(role for role in ROLES if role not in ("assistant", "tool")))
     answer = {
         **properties,
-        **dict.fromkeys(ECHOES, described({}, "What a client added to an answer; says nothing.")),
         "role": const("assistant"),
-        "tool_calls": array({"type": "object"}),
+        "tool_calls": array(_message_call()),
+        **dict.fromkeys(ECHOES, described({}, "What a client added to an answer; says nothing.")),
     }
+    result = {**properties, "role": const("tool"), "tool_call_id": described(STRING, "Of one of the calls before it.")}
     return any_of(
-        request_object({**properties, "role": described(enum(*others), "Who speaks.")}, ("role", "content")),
+        request_object({**properties, "role": described(others, "Who speaks.")}, ("role", "content")),
         request_object(answer, ("role", "content")),
-        request_object({**answer, "tool_calls": array({"type": "object"}, least=1)}, ("role", "tool_calls")),
+        request_object({**answer, "tool_calls": array(_message_call(), least=1)}, ("role", "tool_calls")),
+        request_object(result, ("role", "content", "tool_call_id")),
     )
+
+
+def _message_call() -> Schema:
+    """A call in a message that a client sends back."""
+    arguments = described(any_of(STRING, {"type": "object"}), "An object, or the text of one in JSON.")
+    properties = {"name": STRING, "arguments": arguments, "parsed_arguments": {}}
+    function = request_object(properties, ("name", "arguments"))
+    call = {"id": STRING, "type": const("function"), "function": function, "index": integer(0, INT32_MAX)}
+    return request_object(call, ("id", "function"))
 
 
 _USAGE = answer_object(
