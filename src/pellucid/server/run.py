@@ -88,7 +88,7 @@ def web_config(app: Any, settings: ServerSettings) -> uvicorn.Config:
         loop="asyncio",
         http=protocol_class(settings),
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
