@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from typing import Protocol
 
 from starlette.requests import Request
 
@@ -13,7 +14,7 @@ from pellucid.engine.async_engine import AsyncEngine
 from pellucid.engine.async_request import AsyncTokenStream
 from pellucid.server.errors import DeadlineError
 from pellucid.server.openai.requests import GenerationRequest
-from pellucid.server.serving import serving_of
+from pellucid.server.serving import Serving, serving_of
 
 
 class Generation:
@@ -149,6 +150,31 @@ class Generation:
             f"the answer took longer than the {self._timeout:g} s that a request may take: ask for fewer tokens "
             "(max_tokens), or try again when less is going on"
         )
+
+
+class AnswerEvents(Protocol):
+    """Makes events of the tokens of one answer."""
+
+    def events(self, tokens: Iterable[TokenOutput]) -> bytes:
+        """Those that `tokens` make."""
+        ...
+
+    def end(self, output: RequestOutput) -> bytes:
+        """The last ones of the whole answer, the terminal one among them."""
+        ...
+
+
+async def answer_events(serving: Serving, generation: Generation, events: AnswerEvents) -> AsyncGenerator[bytes, None]:
+    """The events of a request that has one answer. Cancelling or closing it aborts the request.
+
+    Raises:
+        As `Generation.stream`.
+    """
+    async for tokens in generation.stream():
+        if data := events.events(token for _, token in tokens):
+            yield data
+    (output,) = generation.outputs
+    yield await serving.run(events.end, output)  # which takes as long as the answer is
 
 
 async def _merged(streams: list[AsyncTokenStream], num_wanted: int) -> AsyncIterator[tuple[int, list[TokenOutput]]]:

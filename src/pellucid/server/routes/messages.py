@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from secrets import token_hex
 
 from starlette.requests import Request
@@ -12,12 +11,12 @@ from starlette.routing import Route
 from pellucid.server.anthropic.requests import parse_count_tokens, parse_messages
 from pellucid.server.anthropic.responses import message_body
 from pellucid.server.anthropic.streams import MessageEvents, tell
-from pellucid.server.generation import Generation, generation_of
+from pellucid.server.generation import answer_events, generation_of
 from pellucid.server.http.disconnect import unless_disconnected
 from pellucid.server.http.json_body import read_json
 from pellucid.server.http.replies import MESSAGES_PATH, json_response
 from pellucid.server.http.sse import EventStream
-from pellucid.server.serving import Serving, serving_of
+from pellucid.server.serving import serving_of
 
 
 async def create_message(request: Request) -> Response:
@@ -30,17 +29,9 @@ async def create_message(request: Request) -> Response:
     if asked.stream:
         events = MessageEvents(asked, tokenizer, name=name)
         heartbeat = serving.settings.heartbeat_seconds
-        return EventStream(_events(serving, generation, events), tell, heartbeat_seconds=heartbeat)
+        return EventStream(answer_events(serving, generation, events), tell, heartbeat_seconds=heartbeat)
     (output,) = await unless_disconnected(request, generation.complete())
     return json_response(await serving.run(message_body, asked, output, tokenizer, name=name))
-
-
-async def _events(serving: Serving, generation: Generation, events: MessageEvents) -> AsyncGenerator[bytes, None]:
-    async for tokens in generation.stream():
-        if data := events.events(token for _, token in tokens):
-            yield data
-    (output,) = generation.outputs
-    yield await serving.run(events.end, output)  # which takes as long as the answer is
 
 
 async def count_tokens(request: Request) -> Response:

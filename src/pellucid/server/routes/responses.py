@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 from secrets import token_hex
 from typing import Any
 
@@ -11,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pellucid.server.generation import Generation, generation_of
+from pellucid.server.generation import Generation, answer_events, generation_of
 from pellucid.server.http.disconnect import unless_disconnected
 from pellucid.server.http.json_body import read_json
 from pellucid.server.http.replies import bytes_response, long_json_bytes
@@ -32,7 +31,7 @@ async def create_response(request: Request) -> Response:
     events = ResponseEvents(asked, tokenizer, name=name, created=created)
     if asked.generation.stream:
         heartbeat = serving.settings.heartbeat_seconds
-        return EventStream(_events(serving, generation, events), events.tell, heartbeat_seconds=heartbeat)
+        return EventStream(answer_events(serving, generation, events), events.tell, heartbeat_seconds=heartbeat)
     if asked.generation.sampling_params.logprobs is not None:
         body = await unless_disconnected(request, _collected(serving, generation, events))
     else:
@@ -41,17 +40,9 @@ async def create_response(request: Request) -> Response:
     return bytes_response(await serving.run(long_json_bytes, body))
 
 
-async def _events(serving: Serving, generation: Generation, events: ResponseEvents) -> AsyncGenerator[bytes, None]:
-    async for tokens in generation.stream():
-        if data := events.events(token for _, token in tokens):
-            yield data
-    (output,) = generation.outputs
-    yield await serving.run(events.end, output)  # which takes as long as the answer is
-
-
 async def _collected(serving: Serving, generation: Generation, events: ResponseEvents) -> dict[str, Any]:
     """The response that the events of a stream end with."""
-    async for _ in _events(serving, generation, events):
+    async for _ in answer_events(serving, generation, events):
         pass
     assert events.response is not None
     return events.response

@@ -88,6 +88,11 @@ def separated(tags: Sequence[Format], separator: str, *, at_least_one: bool, onc
     }
 
 
+def call_object(name: str, arguments: str, key: str = "arguments") -> str:
+    """A call as JSON: its name, and its arguments, which are JSON, under `key`. `json_call` is its format."""
+    return f'{{"name": {json.dumps(name)}, "{key}": {arguments}}}'
+
+
 def tool_lines(tools: Sequence[Tool]) -> str:
     """The tools in OpenAI's form, one a line, between `<tools>` and `</tools>`."""
     lines = [json.dumps({"type": "function", "function": tool}, ensure_ascii=False) for tool in tools]

@@ -9,14 +9,21 @@ one such block for each call.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pellucid.core.structural_tag import Format
 from pellucid.server.chat.call_reader import CallReader, Outcome
 from pellucid.server.chat.text_stream import Reading
-from pellucid.server.chat.tool_formats.base import Tool, ToolFormat, json_call, separated, tool_lines, triggered
+from pellucid.server.chat.tool_formats.base import (
+    Tool,
+    ToolFormat,
+    call_object,
+    json_call,
+    separated,
+    tool_lines,
+    triggered,
+)
 
 OPEN = "<tool_call>"
 CLOSE = "</tool_call>"
@@ -67,9 +74,7 @@ class HermesFormat(ToolFormat):
         return separated(self._tags(tools), "\n", at_least_one=True, once=not parallel)
 
     def write_calls(self, calls: Sequence[tuple[str, str]]) -> str:
-        return "\n".join(
-            f'{OPEN}\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n{CLOSE}' for name, arguments in calls
-        )
+        return "\n".join(f"{OPEN}\n{call_object(name, arguments)}\n{CLOSE}" for name, arguments in calls)
 
     def instructions(self, tools: Sequence[Tool]) -> str:
         return (

@@ -7,7 +7,6 @@ several separated by `;`, with or without `<|python_tag|>` before them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from pellucid.server.chat.tool_formats.base import (
     Tool,
     ToolFormat,
     arguments_format,
+    call_object,
     json_call,
     separated,
     tag,
@@ -117,7 +117,7 @@ class Llama3JsonFormat(ToolFormat):
         return separated(calls, SEPARATOR, at_least_one=True, once=not parallel)
 
     def write_calls(self, calls: Sequence[tuple[str, str]]) -> str:
-        return SEPARATOR.join(f'{{"name": {json.dumps(name)}, "parameters": {arguments}}}' for name, arguments in calls)
+        return SEPARATOR.join(call_object(name, arguments, "parameters") for name, arguments in calls)
 
     def instructions(self, tools: Sequence[Tool]) -> str:
         return (

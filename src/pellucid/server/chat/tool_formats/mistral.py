@@ -12,7 +12,6 @@ and later one after another, with or without an id:
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pellucid.server.chat.tool_formats.base import (
     Tool,
     ToolFormat,
     arguments_format,
+    call_object,
     json_call,
     separated,
     tag,
@@ -124,7 +124,7 @@ class MistralFormat(ToolFormat):
         return separated(self._tags(tools), "", at_least_one=True, once=not parallel)
 
     def write_calls(self, calls: Sequence[tuple[str, str]]) -> str:
-        objects = (f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}' for name, arguments in calls)
+        objects = (call_object(name, arguments) for name, arguments in calls)
         return f"{TOOL_CALLS}{self.space}[{', '.join(objects)}]"
 
     def instructions(self, tools: Sequence[Tool]) -> str:

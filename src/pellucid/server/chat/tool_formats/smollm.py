@@ -7,13 +7,21 @@ one block with a list of all calls, which is empty where none helps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pellucid.core.structural_tag import Format
 from pellucid.server.chat.call_reader import CallReader
-from pellucid.server.chat.tool_formats.base import Tool, ToolFormat, json_call, separated, tag, tool_lines, triggered
+from pellucid.server.chat.tool_formats.base import (
+    Tool,
+    ToolFormat,
+    call_object,
+    json_call,
+    separated,
+    tag,
+    tool_lines,
+    triggered,
+)
 from pellucid.server.chat.tool_formats.hermes import CLOSE, OPEN, HermesReader
 
 
@@ -39,7 +47,7 @@ class SmolLMFormat(ToolFormat):
         return self._block(tools, at_least_one=True, once=not parallel)
 
     def write_calls(self, calls: Sequence[tuple[str, str]]) -> str:
-        objects = (f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}' for name, arguments in calls)
+        objects = (call_object(name, arguments) for name, arguments in calls)
         return f"{OPEN}[{', '.join(objects)}]{CLOSE}"
 
     def instructions(self, tools: Sequence[Tool]) -> str:
