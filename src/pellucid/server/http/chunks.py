@@ -1,8 +1,8 @@
 """A short way for the pieces of a streamed body: from the stream to the socket, past what stands between.
 
-The way that ASGI prescribes, through the middlewares, uvicorn and h11, took a tenth more of the event loop's time a token
-when this was measured, with three wrappers between. With 16 streams it would be taken 16 times a step, on processors that
-the model could use.
+The way that ASGI prescribes, through the middlewares, uvicorn and h11, took a tenth more of the event loop's time a
+token when this was measured, with three wrappers between. With 16 streams it would be taken 16 times a step, on
+processors that the model could use.
 """
 
 from __future__ import annotations
