@@ -85,7 +85,8 @@ def test_it_answers(server: ServerProcess) -> None:
     assert server.get("/health") == (200, {"status": "ok"})
     status, state = server.get("/ready")
     assert (status, state["state"], state["models"]) == (200, "ready", ["tiny"])
-    status, answer = server.post("/v1/completions", {"model": "tiny", "prompt": "once", "max_tokens": 3})
+    body = {"model": "tiny", "prompt": "once", "max_tokens": 3, "ignore_eos": True}
+    status, answer = server.post("/v1/completions", body)
     assert (status, answer["usage"]["completion_tokens"]) == (200, 3)
 
 
