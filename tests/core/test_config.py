@@ -24,9 +24,9 @@ from pellucid.core.errors import InvalidRequestError
         (lambda: ModelConfig("m", max_model_len=True), "max_model_len"),
         (lambda: ModelConfig("m", seed=-1), "seed"),
         (lambda: ModelConfig("m", seed=2**64), "seed"),
-        (lambda: CacheConfig(dtype="int3"), "kv_cache_dtype"),  # type: ignore[arg-type]
-        (lambda: CacheConfig(memory=0), "kv_cache_memory"),
-        (lambda: CacheConfig(memory=10**30), "kv_cache_memory"),
+        (lambda: CacheConfig(kv_cache_dtype="int3"), "kv_cache_dtype"),  # type: ignore[arg-type]
+        (lambda: CacheConfig(kv_cache_memory=0), "kv_cache_memory"),
+        (lambda: CacheConfig(kv_cache_memory=10**30), "kv_cache_memory"),
         (lambda: CacheConfig(enable_prefix_caching=1), "enable_prefix_caching"),  # type: ignore[arg-type]
         (lambda: SchedulerConfig(max_num_seqs=0), "max_num_seqs"),
         (lambda: SchedulerConfig(max_num_seqs=10**9), "max_num_seqs"),
@@ -34,7 +34,7 @@ from pellucid.core.errors import InvalidRequestError
         (lambda: SchedulerConfig(max_waiting=0), "max_waiting"),
         (lambda: SchedulerConfig(max_queue_seconds=0), "max_queue_seconds"),
         (lambda: SchedulerConfig(max_queue_seconds=float("nan")), "max_queue_seconds"),
-        (lambda: BackendConfig(name="gpu"), "backend"),  # type: ignore[arg-type]
+        (lambda: BackendConfig(backend="gpu"), "backend"),  # type: ignore[arg-type]
         (lambda: BackendConfig(threads=0), "threads"),
         (lambda: BackendConfig(threads=1.0), "threads"),  # type: ignore[arg-type]
         (lambda: SpeculativeConfig("magic"), "speculative"),  # type: ignore[arg-type]

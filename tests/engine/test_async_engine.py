@@ -56,7 +56,7 @@ def run(work: Callable[[AsyncEngine], Awaitable[Any]], **options: Any) -> Any:
             try:
                 result = await asyncio.wait_for(work(engine), PATIENCE)
             finally:
-                engine._backend.open()  # type: ignore[attr-defined]
+                engine.backend.open()  # type: ignore[attr-defined]
             assert await engine.drain(PATIENCE)
         check_empty(engine)
         return result
@@ -70,7 +70,7 @@ def check_empty(engine: AsyncEngine) -> None:
     assert engine.metrics().unfinished_requests == 0
     engine._engine.scheduler.check_integrity()
     engine._engine.scheduler.check_idle()
-    assert engine._backend.closed  # type: ignore[attr-defined]
+    assert engine.backend.closed  # type: ignore[attr-defined]
 
 
 async def read(stream: AsyncTokenStream) -> list[TokenOutput]:

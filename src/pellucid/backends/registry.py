@@ -27,11 +27,11 @@ def load_backend(model_file: ModelFile, config: BackendConfig, *, kv_cache_dtype
         BackendError: the native core was asked for and is not installed, or a backend failed to start.
         ModelFileError, UnsupportedModelError, CapacityError: the weights cannot be loaded.
     """
-    name = "cpu" if config.name == "auto" else config.name
+    name = "cpu" if config.backend == "auto" else config.backend
     try:
         module = import_module(_MODULES[name])
     except ImportError as error:
-        if config.name != "auto":
+        if config.backend != "auto":
             raise BackendError(
                 f"the {name} backend is not installed: {_reason(error)} "
                 'Install again where it can be built, or use backend="reference".',

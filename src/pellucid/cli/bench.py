@@ -204,7 +204,7 @@ def describe_cold_starts(starts: Sequence[ColdStart], path: Path, llm: LLM) -> d
 
     first_tokens = [start.first_token for start in starts]
     peaks = [start.peak_rss for start in starts if start.peak_rss is not None]
-    kv_bytes = len(kv_groups(llm.spec)) * kv_bytes_per_block(llm.spec, llm.config.cache.dtype)
+    kv_bytes = len(kv_groups(llm.spec)) * kv_bytes_per_block(llm.spec, llm.config.cache.kv_cache_dtype)
     return {
         "median_first_token_s": statistics.median(first_tokens),
         "min_first_token_s": min(first_tokens),

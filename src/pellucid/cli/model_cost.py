@@ -39,7 +39,7 @@ class ModelCost:
 
         backend = llm.backend
         assert isinstance(backend, CpuBackend)
-        kv_bytes_per_token = memory.kv_bytes_per_token(llm.spec, llm.config.cache.dtype)
+        kv_bytes_per_token = memory.kv_bytes_per_token(llm.spec, llm.config.cache.kv_cache_dtype)
         return cls(llm.spec, backend.weight_bytes, kv_bytes_per_token, backend.threads, backend.isa)
 
     def decode_bytes(self, context_len: int, num_tokens: int) -> float:

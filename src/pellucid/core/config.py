@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import INT32_MAX, UINT64_MAX, check_boolean, check_integer, check_real, refusal
@@ -50,20 +50,20 @@ class ModelConfig:
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
     """Attributes:
-    dtype: how keys and values are stored.
-    memory: bytes for KV blocks; None takes a share of the free memory (pellucid.estimate.memory).
+    kv_cache_dtype: how keys and values are stored.
+    kv_cache_memory: bytes for KV blocks; None takes a share of the free memory (pellucid.estimate.memory).
     enable_prefix_caching: keep full blocks for later prompts that begin alike.
     """
 
-    dtype: KVCacheDtype = "f16"
-    memory: int | None = None
+    kv_cache_dtype: KVCacheDtype = "f16"
+    kv_cache_memory: int | None = None
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
-        if self.dtype not in get_args(KVCacheDtype):
-            raise refusal("kv_cache_dtype", self.dtype, f"one of {', '.join(get_args(KVCacheDtype))}")
-        if self.memory is not None:
-            check_integer("kv_cache_memory", self.memory, 1, MAX_MEMORY, "a positive number of bytes")
+        if self.kv_cache_dtype not in get_args(KVCacheDtype):
+            raise refusal("kv_cache_dtype", self.kv_cache_dtype, f"one of {', '.join(get_args(KVCacheDtype))}")
+        if self.kv_cache_memory is not None:
+            check_integer("kv_cache_memory", self.kv_cache_memory, 1, MAX_MEMORY, "a positive number of bytes")
         check_boolean("enable_prefix_caching", self.enable_prefix_caching)
 
 
@@ -102,16 +102,16 @@ class SchedulerConfig:
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
     """Attributes:
-    name: "cpu" (the native core), "reference" (numpy, slow), or "auto": the native core where it is installed.
+    backend: "cpu" (the native core), "reference" (numpy, slow), or "auto": the native core where it is installed.
     threads: threads that compute; None lets the backend choose.
     """
 
-    name: BackendName = "auto"
+    backend: BackendName = "auto"
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(BackendName):
-            raise refusal("backend", self.name, f"one of {', '.join(get_args(BackendName))}")
+        if self.backend not in get_args(BackendName):
+            raise refusal("backend", self.backend, f"one of {', '.join(get_args(BackendName))}")
         if self.threads is not None:
             check_integer("threads", self.threads, 1, MAX_THREADS)
 
@@ -256,6 +256,62 @@ class EngineConfig:
     scheduler: SchedulerConfig
     backend: BackendConfig
     speculative: SpeculativeConfig | None = None
+
+
+class EngineOptions(TypedDict, total=False):
+    """The keyword arguments of LLM and AsyncEngine that make an EngineConfig. Each is a field of one of its parts,
+    which has the default and checks the range.
+
+    A TypedDict, so that they are listed once and editors and type checkers still know them by name in each signature
+    (PEP 692); an object to be passed instead would make every caller import and build it.
+    """
+
+    threads: int | None
+    max_model_len: int | None
+    seed: int | None
+    backend: BackendName
+    kv_cache_dtype: KVCacheDtype
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_memory: int | None
+    enable_prefix_caching: bool
+    speculative: SpeculativeMethod | SpeculativeConfig | None
+
+
+ENGINE_DEFAULTS: Mapping[str, Any] = {
+    field.name: field.default
+    for config in (ModelConfig, CacheConfig, SchedulerConfig, BackendConfig)
+    for field in fields(config)
+    if field.name in EngineOptions.__annotations__
+} | {"speculative": None}
+"""What each of EngineOptions is where it is not given."""
+
+_Config = TypeVar("_Config", ModelConfig, CacheConfig, SchedulerConfig, BackendConfig)
+
+
+def engine_config(
+    model: str, options: EngineOptions, *, max_waiting: int | None = None, max_queue_seconds: float | None = None
+) -> EngineConfig:
+    """The configuration that a model and options amount to.
+
+    Raises:
+        TypeError: there is no such option.
+        InvalidRequestError: a value is out of its range; `param` names it.
+    """
+    for name in options.keys() - EngineOptions.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {name!r}; there are {', '.join(EngineOptions.__annotations__)}")
+    given = {**options, "model": model, "max_waiting": max_waiting, "max_queue_seconds": max_queue_seconds}
+    return EngineConfig(
+        _filled(ModelConfig, given),
+        _filled(CacheConfig, given),
+        _filled(SchedulerConfig, given),
+        _filled(BackendConfig, given),
+        speculative_config(options.get("speculative")),
+    )
+
+
+def _filled(config: type[_Config], given: Mapping[str, Any]) -> _Config:
+    return config(**{field.name: given[field.name] for field in fields(config) if field.name in given})
 
 
 def num_blocks_for(num_tokens: int) -> int:

@@ -17,23 +17,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from traceback import format_tb
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, Unpack
 
 from pellucid.core.capture import CaptureParams
-from pellucid.core.config import (
-    BackendConfig,
-    BackendName,
-    CacheConfig,
-    EngineConfig,
-    KVCacheDtype,
-    ModelConfig,
-    SchedulerConfig,
-    SpeculativeConfig,
-    SpeculativeMethod,
-    speculative_config,
-)
+from pellucid.core.config import EngineOptions, engine_config
 from pellucid.core.errors import EngineClosedError, EngineError, InvalidRequestError, PellucidError
-from pellucid.core.metrics import EngineMetrics
 from pellucid.core.outputs import EmbeddingOutput, LabelOutput, RequestOutput
 from pellucid.core.pooling_params import Pooling, PoolingParams, labelling
 from pellucid.core.sampling_params import SamplingParams
@@ -43,7 +31,7 @@ from pellucid.core.validation import INT32_MAX, check_integer
 from pellucid.decoding.grammar import Grammar
 from pellucid.decoding.grammar_compiler import COMPILE_SECONDS
 from pellucid.engine.async_request import AsyncRequest, AsyncTokenStream, Item
-from pellucid.engine.loading import load_engine
+from pellucid.engine.loaded_model import LoadedModel, with_engine_options
 from pellucid.engine.output_processor import StepOutput
 from pellucid.engine.pooling import embedding_output, label_output
 from pellucid.engine.request_intake import Message, Prompt, PromptLike, RequestParams
@@ -59,7 +47,7 @@ logger = logging.getLogger(__name__)
 Command: TypeAlias = Callable[[], None]
 
 
-class AsyncEngine:
+class AsyncEngine(LoadedModel):
     """One model, loaded, and a thread that computes while there is something to compute and sleeps otherwise.
 
     Requests may come from any number of event loops, each in a thread of its own; a request is read in the loop that
@@ -67,35 +55,20 @@ class AsyncEngine:
 
     Every request that was begun ends in one terminal reply: its last token, its RequestOutput, or an error raised.
 
-    Attributes:
-        config: what was asked for.
-        model_path: the model file.
-        spec: what the model computes.
-        tokenizer: text to token ids and back.
-        backend_name: which backend runs it.
-        max_model_len: most tokens of a prompt and its continuation together.
-        num_kv_blocks: KV blocks of 64 tokens.
+    Attributes: those of LoadedModel.
     """
 
+    @with_engine_options
     def __init__(
         self,
         model: str | Path,
         *,
-        threads: int | None = None,
-        max_model_len: int | None = None,
-        seed: int | None = None,
-        backend: BackendName = "auto",
-        kv_cache_dtype: KVCacheDtype = "f16",
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 512,
-        kv_cache_memory: int | None = None,
-        enable_prefix_caching: bool = True,
-        speculative: SpeculativeMethod | SpeculativeConfig | None = None,
-        progress: Progress | None = None,
-        trace: TraceSink | None = None,
         max_waiting: int | None = None,
         max_queue_seconds: float | None = None,
         max_unread_tokens: int = 64,
+        progress: Progress | None = None,
+        trace: TraceSink | None = None,
+        **options: Unpack[EngineOptions],
     ) -> None:
         """Find, fetch where needed, and load a model. That takes a while: `asyncio.to_thread(AsyncEngine, ...)` keeps a
         running loop free for others.
@@ -111,23 +84,8 @@ class AsyncEngine:
             As LLM.
         """
         check_integer("max_unread_tokens", max_unread_tokens, 1, INT32_MAX)
-        self.config = EngineConfig(
-            ModelConfig(str(model), max_model_len, seed),
-            CacheConfig(kv_cache_dtype, kv_cache_memory, enable_prefix_caching),
-            SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_waiting, max_queue_seconds),
-            BackendConfig(backend, threads),
-            speculative_config(speculative),
-        )
-        loaded = load_engine(self.config, progress=progress, trace=trace)
-        self.model_path = loaded.model_path
-        self.spec = loaded.spec
-        self.tokenizer = loaded.tokenizer
-        self.backend_name = loaded.backend.name
-        self.max_model_len = loaded.capacity.max_model_len
-        self.num_kv_blocks = loaded.capacity.num_blocks
-        self._backend = loaded.backend
-        self._free = loaded.close
-        self._engine = loaded.engine
+        config = engine_config(str(model), options, max_waiting=max_waiting, max_queue_seconds=max_queue_seconds)
+        super().__init__(config, progress, trace)
         self._max_unread_tokens = max_unread_tokens
         self._request_numbers = itertools.count()
         self._process = os.getpid()
@@ -266,10 +224,6 @@ class AsyncEngine:
         request = self._requests.get(request_id)
         if request is not None:
             self._inbox.put(partial(self._abort, request))
-
-    def metrics(self) -> EngineMetrics:
-        """The engine now: requests, tokens, KV blocks, and where the time of its steps went. From any thread."""
-        return self._engine.metrics()
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests, and wait until those that were begun have ended.
@@ -436,7 +390,7 @@ class AsyncEngine:
             self._fail_all(defect)
         finally:
             with self._step_lock:
-                self._free()
+                self._loaded.close()
             self._tokenizers.shutdown(wait=False)
             self._ended.set_result(None)
 

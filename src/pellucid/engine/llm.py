@@ -11,33 +11,20 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.backends.base import Backend
 from pellucid.core.capture import CaptureParams
-from pellucid.core.config import (
-    BackendConfig,
-    BackendName,
-    CacheConfig,
-    EngineConfig,
-    KVCacheDtype,
-    ModelConfig,
-    SchedulerConfig,
-    SpeculativeConfig,
-    SpeculativeMethod,
-    speculative_config,
-)
+from pellucid.core.config import EngineOptions, engine_config
 from pellucid.core.errors import BackendError, InvalidRequestError
-from pellucid.core.metrics import EngineMetrics
 from pellucid.core.outputs import EmbeddingOutput, LabelOutput, RequestOutput, TokenOutput
 from pellucid.core.pooling_params import Pooling, PoolingParams, labelling
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
 from pellucid.engine.interrupts import DeferInterrupt
-from pellucid.engine.loading import load_engine
+from pellucid.engine.loaded_model import LoadedModel, with_engine_options
 from pellucid.engine.offline import GenerateStream, OfflineRun, paired
 from pellucid.engine.output_processor import StepOutput
 from pellucid.engine.pooling import embedding_output, label_output
@@ -52,36 +39,21 @@ if TYPE_CHECKING:
 Inbox: TypeAlias = deque[TokenOutput | RequestOutput]
 
 
-class LLM:
+class LLM(LoadedModel):
     """One model, loaded. A context manager; safe to use from several threads, whose requests then share the batch, and
     in a forked child, which shares the weights and has the requests, KV cache and threads to itself from then on.
 
-    Attributes:
-        config: what was asked for.
-        model_path: the model file.
-        spec: what the model computes.
-        tokenizer: text to token ids and back.
-        backend_name: which backend runs it.
-        max_model_len: most tokens of a prompt and its continuation together.
-        num_kv_blocks: KV blocks of 64 tokens.
+    Attributes: those of LoadedModel.
     """
 
+    @with_engine_options
     def __init__(
         self,
         model: str | Path,
         *,
-        threads: int | None = None,
-        max_model_len: int | None = None,
-        seed: int | None = None,
-        backend: BackendName = "auto",
-        kv_cache_dtype: KVCacheDtype = "f16",
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 512,
-        kv_cache_memory: int | None = None,
-        enable_prefix_caching: bool = True,
-        speculative: SpeculativeMethod | SpeculativeConfig | None = None,
         progress: Progress | None = None,
         trace: TraceSink | None = None,
+        **options: Unpack[EngineOptions],
     ) -> None:
         """Find, fetch where needed, and load a model.
 
@@ -111,24 +83,8 @@ class LLM:
             CapacityError: it does not fit in memory, or `max_model_len` not in the KV cache.
             BackendError: the backend is not available on this machine.
         """
-        self.config = EngineConfig(
-            ModelConfig(str(model), max_model_len, seed),
-            CacheConfig(kv_cache_dtype, kv_cache_memory, enable_prefix_caching),
-            SchedulerConfig(max_num_seqs, max_num_batched_tokens),
-            BackendConfig(backend, threads),
-            speculative_config(speculative),
-        )
-        loaded = load_engine(self.config, progress=progress, trace=trace)
-        self.model_path = loaded.model_path
-        self.spec = loaded.spec
-        self.tokenizer = loaded.tokenizer
-        self.backend_name = loaded.backend.name
-        self.max_model_len = loaded.capacity.max_model_len
-        self.num_kv_blocks = loaded.capacity.num_blocks
-        self._backend = loaded.backend
-        self._free = loaded.close
-        self._engine = loaded.engine
-        self._model_file = Path(loaded.model_path).absolute(), loaded.model_status
+        super().__init__(engine_config(str(model), options), progress, trace)
+        self._model_file = Path(self.model_path).absolute(), self._loaded.model_status
         self._lock = threading.RLock()
         guard_steps(self._lock)
         self._inboxes: dict[str, tuple[Inbox, bool]] = {}  # where replies go, and whether they are streamed
@@ -141,12 +97,7 @@ class LLM:
     def _prefix_store(self) -> PrefixStore:
         from pellucid.engine.prefix_store import PrefixStore  # loads OpenSSL: see kvcache/prefix_cache.py
 
-        return PrefixStore(self._engine, self._backend, *self._model_file)
-
-    @property
-    def backend(self) -> Backend:
-        """What runs the model, to be looked at and not to be run."""
-        return self._backend
+        return PrefixStore(self._engine, self.backend, *self._model_file)
 
     def generate(
         self,
@@ -398,10 +349,6 @@ class LLM:
         with self._exclusive():
             self._engine.scheduler.cache.reset_prefix_cache()
 
-    def metrics(self) -> EngineMetrics:
-        """The engine now: requests, tokens, KV blocks, and where the time of its steps went."""
-        return self._engine.metrics()
-
     def close(self) -> None:
         """Abort what runs and free weights, KV cache and threads. Further calls raise BackendError."""
         with self._lock:
@@ -410,7 +357,7 @@ class LLM:
                 self._closed = True
                 for request_id in list(self._inboxes):
                     self._abort(request_id)
-                self._free()
+                self._loaded.close()
 
     def __enter__(self) -> LLM:
         return self

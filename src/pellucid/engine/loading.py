@@ -112,19 +112,19 @@ def load_engine(
 
 
 @dataclass(frozen=True, slots=True)
-class _LoadedModel:
+class _ModelParts:
     path: Path
     status: os.stat_result
     tokenizer: Tokenizer
     backend: Backend
 
 
-def _load_model(name: str, config: EngineConfig, progress: Progress | None) -> _LoadedModel:
+def _load_model(name: str, config: EngineConfig, progress: Progress | None) -> _ModelParts:
     """Find, fetch where needed, and load a model. Raises what `load_engine` does."""
     path = resolve(name, progress=progress)
     with open_model(path) as model_file:
         with _TokenizerThread(model_file.metadata) as tokenizer_thread:
-            backend = load_backend(model_file, config.backend, kv_cache_dtype=config.cache.dtype)
+            backend = load_backend(model_file, config.backend, kv_cache_dtype=config.cache.kv_cache_dtype)
         try:
             tokenizer = tokenizer_thread.result()
             if tokenizer.vocab_size != backend.spec.vocab_size:
@@ -136,7 +136,7 @@ def _load_model(name: str, config: EngineConfig, progress: Progress | None) -> _
         except BaseException:
             backend.close()
             raise
-    return _LoadedModel(path, model_file.status, tokenizer, backend)
+    return _ModelParts(path, model_file.status, tokenizer, backend)
 
 
 def _kv_capacities(
@@ -144,7 +144,7 @@ def _kv_capacities(
 ) -> tuple[KVCapacity, KVCapacity]:
     """KV blocks and longest sequence of the model, and of the one that guesses: itself if that is None. Two models
     share the memory so that they hold about as many tokens."""
-    dtype, free = config.cache.dtype, free_memory()
+    dtype, free = config.cache.kv_cache_dtype, free_memory()
 
     def decide(backend: Backend, model_max_len: int, max_model_len: int | None, share: float) -> KVCapacity:
         return decide_kv_capacity(
@@ -154,7 +154,7 @@ def _kv_capacities(
             model_max_len=model_max_len,
             max_model_len=max_model_len,
             max_num_seqs=config.scheduler.max_num_seqs,
-            kv_cache_memory=config.cache.memory,
+            kv_cache_memory=config.cache.kv_cache_memory,
             free_memory=free,
             share=share,
         )

@@ -7,18 +7,16 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pellucid.core.config import (
     MAX_MEMORY,
-    BackendConfig,
     BackendName,
-    CacheConfig,
+    EngineOptions,
     KVCacheDtype,
-    ModelConfig,
-    SchedulerConfig,
     SpeculativeConfig,
     SpeculativeMethod,
+    engine_config,
     speculation,
 )
 from pellucid.core.errors import InvalidRequestError
@@ -187,12 +185,10 @@ class ServerSettings:
         for name, values in (("log_level", get_args(LogLevel)), ("log_format", get_args(LogFormat))):
             if getattr(self, name) not in values:
                 raise refusal(name, getattr(self, name), f"one of {', '.join(values)}")
-        ModelConfig(self.model, self.max_model_len, self.seed)
-        CacheConfig(self.kv_cache_dtype, self.kv_cache_memory, self.enable_prefix_caching)
-        SchedulerConfig(self.max_num_seqs, self.max_num_batched_tokens, self.max_waiting, self.max_queue_seconds)
-        BackendConfig(self.backend, self.threads)
         self._set("draft_layers", None if self.draft_layers is None else tuple(self.draft_layers))
-        _ = self.speculative_config
+        engine_config(
+            self.model, self.engine_options(), max_waiting=self.max_waiting, max_queue_seconds=self.max_queue_seconds
+        )
 
     def _check_network(self) -> None:
         if not isinstance(self.host, str) or not _HOST.fullmatch(self.host):
@@ -241,19 +237,8 @@ class ServerSettings:
             layers=self.draft_layers,
         )
 
-    def engine_options(self) -> dict[str, Any]:
-        """The keyword arguments of the AsyncEngine that is to serve."""
-        same = (
-            "threads",
-            "max_model_len",
-            "seed",
-            "backend",
-            "kv_cache_dtype",
-            "kv_cache_memory",
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "enable_prefix_caching",
-            "max_waiting",
-            "max_queue_seconds",
-        )
-        return {name: getattr(self, name) for name in same} | {"speculative": self.speculative_config}
+    def engine_options(self) -> EngineOptions:
+        """The keyword arguments of the AsyncEngine that is to serve, but for the limits of its queue."""
+        options: Any = {name: getattr(self, name) for name in EngineOptions.__annotations__}
+        options["speculative"] = self.speculative_config
+        return cast(EngineOptions, options)
