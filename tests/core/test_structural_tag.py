@@ -80,6 +80,8 @@ def nested(depth: int) -> Any:
         ({"type": "sequence", "elements": [TEXT, 3]}, r"format.elements\[1\] must be an object"),
         ({**TAG, "content": "text"}, "format.content must be an object"),
         ({**TAG, "end": None}, "format.end must be a string"),
+        ({**TAG, "lazy": 1}, "format.lazy must be true or false"),
+        ({"type": "json_schema", "json_schema": {}, "whitespace_pattern": ""}, "format.whitespace_pattern must be a"),
         ({**TRIGGERED, "tags": [TEXT]}, r'format.tags\[0\].type must be "tag"'),
         ({**TRIGGERED, "triggers": ["b"]}, r"format.tags\[0\].begin must begin with exactly one .*none does"),
         ({**TRIGGERED, "triggers": ["<", "<a"]}, "exactly one of the triggers: 2 do"),
@@ -93,6 +95,7 @@ def nested(depth: int) -> Any:
         ({"type": "json_schema", "json_schema": {"const": "x" * 70_000}}, "structural_tag is too large"),
         ({"type": "regex", "pattern": "x" * 20_000}, "structural_tag is too large"),
         ({"type": "grammar", "grammar": "x" * 20_000}, "structural_tag is too large"),
+        ({"type": "json_schema", "json_schema": {}, "whitespace_pattern": "x" * 20_000}, "structural_tag is too large"),
         ({"type": "json_schema", "json_schema": {"const": float("nan")}}, "cannot be written as JSON"),
     ],
 )

@@ -127,6 +127,19 @@ def test_text_goes_on_where_no_tag_does(once: bool) -> None:
     check({**form, "at_least_one": True}, whole=[call, f"{call} x"], begun=[""], no=["x"])
 
 
+def test_a_lazy_tag_wins_over_text_that_begins_like_it() -> None:
+    for content in (TEXT, {"type": "regex", "pattern": "(.|\\n)*"}):
+        form = {"type": "or", "elements": [{**tag("<c>"), "lazy": True}, content]}
+        check(form, whole=['<c>{"a": 1}', "<c", "x<c>"], begun=["<c>"], no=["<c>x"])
+        eager = {"type": "or", "elements": [tag("<c>"), content]}
+        check(eager, whole=["<c>x"])
+
+
+def test_the_white_space_of_json_may_be_said() -> None:
+    form = {"type": "json_schema", "json_schema": SCHEMA, "whitespace_pattern": "[ \\n]"}
+    check(form, whole=['{"a":1}', '{ "a" : 1\n}'], no=['{  "a"'])
+
+
 def test_random_answers_follow_their_tag() -> None:
     form = {**separated(at_least_one=True)}
     one = r'(f\{"a": -?[0-9]+(, "b": "x")?\}|gx)'

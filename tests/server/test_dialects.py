@@ -24,6 +24,12 @@ SCHEMA: dict[str, Any] = {
     "required": ["city", "unit"],
     "additionalProperties": False,
 }
+FORECAST: dict[str, Any] = {
+    "type": "object",
+    "properties": {"sky": {"enum": ["sunny", "cloudy"]}},
+    "required": ["sky"],
+    "additionalProperties": False,
+}
 LIMIT = 120
 
 
@@ -103,13 +109,18 @@ def by_responses(client: openai.OpenAI, choice: str, *, stream: bool = False, **
     return response.output_text, calls, response.usage.output_tokens
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.9, "seed": 11, "min_p": 0.05}])
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0}, {"temperature": 0.9, "seed": 11, "min_p": 0.05}, {"temperature": 0, "guided_json": FORECAST}],
+)
 @pytest.mark.parametrize("choice", ["none", "auto", "required", "named"])
 def test_all_say_the_same(
     openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic, choice: str, options: dict[str, Any]
 ) -> None:
     answer = by_chat(openai_client, choice, **options)
     assert bool(answer[1]) or choice in ("none", "auto")
+    if "guided_json" in options and not answer[1]:
+        assert json.loads(answer[0])["sky"] in ("sunny", "cloudy")
     for stream in (False, True):
         assert by_messages(anthropic_client, choice, stream=stream, **options) == answer
         assert by_responses(openai_client, choice, stream=stream, **options) == answer

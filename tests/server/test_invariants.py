@@ -39,6 +39,14 @@ WEATHER = {
 }
 
 
+FORECAST = {
+    "type": "object",
+    "properties": {"sky": {"enum": ["☀️", "雨", "<tool_call>[]</tool_call>"]}},
+    "required": ["sky"],
+    "additionalProperties": False,
+}
+
+
 def serve(test: Callable[[ServedEngine], Any], chat_model: str, **settings: Any) -> None:
     options = {"kv_cache_memory": 1 << 24, "threads": 1, "max_num_seqs": 24, **settings}
     run(test, model=chat_model, **options)
@@ -91,6 +99,8 @@ def random_request(rng: random.Random, prompts: list[str]) -> tuple[str, dict[st
         for name in ("stop", "include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens", "strip"):
             body.pop(name, None)
         body |= {"tools": [WEATHER], "tool_choice": rng.choice(["required", "auto"]), "max_tokens": 150}
+        if body["seed"] % 2:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "weather", "schema": FORECAST}}
     return path, body
 
 

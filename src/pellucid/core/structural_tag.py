@@ -1,8 +1,9 @@
 """Answers in which free text and structures take turns: structural tags, in the form of XGrammar
 (https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html), which vLLM takes too.
 
-One field is not of XGrammar's: `or_text` lists those of the triggers after which text goes on where no tag does. None
-of them may begin within another one.
+Three fields are not of XGrammar's: `or_text` lists those of the triggers after which text goes on where no tag does.
+None of them may begin within another one. A tag that is `lazy` wins over text that could begin in the same way.
+`whitespace_pattern` says of a JSON schema what it says in StructuredOutputsParams.
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ _MAX_DEPTH = 16
 # The fields of each type of format: how to check them, and whether they may be left out.
 _FIELDS: dict[str, dict[str, tuple[str, bool]]] = {
     "const_string": {"value": ("text", False)},
-    "json_schema": {"json_schema": ("schema", False)},
+    "json_schema": {"json_schema": ("schema", False), "whitespace_pattern": ("text", True)},
     "regex": {"pattern": ("text", False)},
     "grammar": {"grammar": ("text", False)},
     "any_text": {},
     "sequence": {"elements": ("formats", False)},
     "or": {"elements": ("formats", False)},
-    "tag": {"begin": ("string", False), "content": ("format", False), "end": ("string", False)},
+    "tag": {
+        "begin": ("string", False),
+        "content": ("format", False),
+        "end": ("string", False),
+        "lazy": ("boolean", True),
+    },
     "triggered_tags": {
         "triggers": ("texts", False),
         "tags": ("tags", False),

@@ -130,8 +130,8 @@ def _structural_tag_text(tag: Any) -> str:
     for part in parts(form):
         if part["type"] == "json_schema":
             _compact("structural_tag", part["json_schema"], MAX_SCHEMA_BYTES)
-        elif part["type"] in ("regex", "grammar"):
-            _check_size("structural_tag", part.get("pattern") or part["grammar"], MAX_GRAMMAR_BYTES)
+        for field in ("pattern", "grammar", "whitespace_pattern"):
+            _check_size("structural_tag", part.get(field, ""), MAX_GRAMMAR_BYTES)
     return _compact("structural_tag", {"type": "structural_tag", "format": form}, MAX_STRUCTURAL_TAG_BYTES)
 
 

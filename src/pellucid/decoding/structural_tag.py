@@ -75,7 +75,10 @@ class _Writer:
         if kind == "any_text":
             return "TEXT"
         if kind == "json_schema":
-            schema = {**form["json_schema"], "x-guidance": JSON_OPTIONS}
+            options = JSON_OPTIONS
+            if "whitespace_pattern" in form:
+                options = {"whitespace_flexible": False, "whitespace_pattern": form["whitespace_pattern"]}
+            schema = {**form["json_schema"], "x-guidance": options}
             return self._rule("json", f"%json {json.dumps(schema, ensure_ascii=False)}")
         if kind == "regex":
             return self._rule("regex", self._grammar(_regex(form["pattern"])))
@@ -93,7 +96,8 @@ class _Writer:
         """A tag; `lazy` if its beginning wins over free text that could begin in the same way."""
         begin, content, end = tag["begin"], tag["content"], tag["end"]
         free = content["type"] == "any_text" and end
-        written = self._lazy(self._parts(begin)) if begin and (lazy or free) else self._literal(begin)
+        lazy = lazy or free or tag.get("lazy", False)
+        written = self._lazy(self._parts(begin)) if begin and lazy else self._literal(begin)
         if free:
             return _sequence([written, self._text_until(end)])
         return _sequence([written, self.expression(content), self._literal(end)])

@@ -66,10 +66,17 @@ def turn_of(model: ServedModel, tools: Any, choice: Any, parallel: bool = True, 
     return render_chat(USER, parse_chat_turn(tools, choice, parallel, model.chat_format), model, **kwargs)[1]
 
 
-def random_answer(turn: ChatTurn, tokenizer: Tokenizer, begin: str, seed: int, max_tokens: int = 4000) -> str:
+def random_answer(
+    turn: ChatTurn,
+    tokenizer: Tokenizer,
+    begin: str,
+    seed: int,
+    max_tokens: int = 4000,
+    asked: StructuredOutputsParams | None = None,
+) -> str:
     """The text of an answer that begins so, drawn at random. It may end after half of the calls after which it can."""
     rng = np.random.RandomState(seed)
-    params = turn.sampling_params(SamplingParams())
+    params = turn.sampling_params(SamplingParams(structured_outputs=asked))
     assert params.structured_outputs is not None
     matcher = compiled(tokenizer, structural_tag=params.structured_outputs.structural_tag).matcher()
     token_ids = tokenizer.encode(begin, add_special_tokens=False, parse_special=True)
@@ -143,9 +150,9 @@ def test_a_named_function_is_the_one_that_is_called(name: str) -> None:
         assert [(call.name, call.arguments) for call in message.tool_calls] == [("f2", "{}")]
 
 
-def allows(turn: ChatTurn, tokenizer: Tokenizer, text: str) -> bool:
+def allows(turn: ChatTurn, tokenizer: Tokenizer, text: str, asked: StructuredOutputsParams | None = None) -> bool:
     """Whether the whole answer may be `text`."""
-    params = turn.sampling_params(SamplingParams()).structured_outputs
+    params = turn.sampling_params(SamplingParams(structured_outputs=asked)).structured_outputs
     assert params is not None
     matcher = compiled(tokenizer, structural_tag=params.structural_tag).matcher()
     try:
@@ -240,6 +247,7 @@ def test_reasoning_comes_before_calls(
     [
         ({"json": CITY}, '{"city": "Rome"}'),
         ({"json_object": True}, "{}"),
+        ({"json": CITY, "whitespace_pattern": " ?"}, '{ "city":"Rome" }'),
         ({"regex": "a+"}, "aa"),
         ({"choice": ["yes", "no"]}, "no"),
         ({"grammar": 'start: "x"'}, "x"),
@@ -257,8 +265,6 @@ def test_what_is_asked_of_an_answer_is_asked_of_what_follows_the_reasoning(asked
         assert set(allowed(matcher.masks(token_ids)[0])) & model.tokenizer.eos_token_ids
         with pytest.raises(InvalidRequestError):
             matcher.masks(model.tokenizer.encode(f"{begin}</think>\n\n?", add_special_tokens=False))
-        spaced = SamplingParams(structured_outputs=StructuredOutputsParams(json=CITY, whitespace_pattern=" "))
-        assert turn.sampling_params(spaced) == spaced
     thoughtless = turn_of(served(chat_tokenizer(chat_templates.THINKING)), None, None, enable_thinking=False)
     assert thoughtless.sampling_params(params) == params
 

@@ -138,12 +138,13 @@ def test_a_model_without_a_format_of_calls_takes_no_tools() -> None:
     assert turn_of([tool()], "none", model_format=PLAIN_TEXT) == ChatTurn()
 
 
-@pytest.mark.parametrize("asked", [{"json_object": True}, {"structural_tag": {"format": {"type": "any_text"}}}])
-def test_a_response_format_and_tools_are_two_things(asked: dict[str, Any]) -> None:
-    params = SamplingParams(structured_outputs=StructuredOutputsParams(**asked))
-    with pytest.raises(InvalidRequestError, match="response_format and tools") as caught:
-        turn_of([tool()]).sampling_params(params)
-    assert caught.value.param == "response_format"
+def test_a_structural_tag_and_tools_are_two_things() -> None:
+    structured = StructuredOutputsParams(structural_tag={"format": {"type": "any_text"}})
+    params = SamplingParams(structured_outputs=structured)
+    turn = parse_chat_turn([tool()], None, None, HERMES, has_format=True)
+    with pytest.raises(InvalidRequestError, match="calls among it") as caught:
+        turn.sampling_params(params)
+    assert caught.value.param == "structured_outputs"
     assert turn_of([tool()], "none").sampling_params(params) == params
 
 

@@ -35,11 +35,13 @@ class CallReader(ABC):
     Args:
         names: functions that may be called. What calls another one is text.
         markers: what calls begin with.
+        apart: an answer that does not begin with a call has none.
     """
 
-    def __init__(self, names: Collection[str], markers: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], markers: Collection[str], *, apart: bool = False) -> None:
         self._names = frozenset(names)
         self._markers = Markers(markers)
+        self._apart = apart
         self._stream = TextStream()
         self._events: list[ChatEvent] = []
         self._num_calls = 0
@@ -75,14 +77,32 @@ class CallReader(ABC):
     def _read(self) -> Reading[None]:
         stream = self._stream
         yield  # a reader begins with no text at all
+        if self._apart and not (yield from self._begins_with_call()):
+            return (yield from self._read_text())
         while (marker := (yield from self._find())) is not None:
             outcome = yield from self._section(marker)
             if outcome is Outcome.MALFORMED:
                 stream.position = len(marker)
                 self._tell_text(marker)
+                if self._apart and not self._num_calls:
+                    stream.drop()
+                    return (yield from self._read_text())
             elif outcome is Outcome.BROKEN:
                 stream.position = 0
             stream.drop()
+
+    def _begins_with_call(self) -> Reading[bool]:
+        stream = self._stream
+        while (found := self._markers.find(stream.text)) is None:
+            if self._markers.held(stream.text) < len(stream.text) or not (yield from stream.more()):
+                return False
+        return found[0] == 0
+
+    def _read_text(self) -> Reading[None]:
+        while True:
+            self._tell_text(self._stream.take())
+            if not (yield from self._stream.more()):
+                return
 
     def _find(self) -> Reading[str | None]:
         """Tell of the text up to the next marker, and pass that; None at the end of the answer."""

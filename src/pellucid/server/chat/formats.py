@@ -43,7 +43,7 @@ class ChatFormat:
         """For one answer (one choice) of `turn`."""
         reasoning = None if self.reasoning is None else ReasoningReader(self.reasoning, begun=turn.reasoning == "begun")
         names = turn.callable_names
-        calls = self.tools.reader(names) if self.tools is not None and names else None
+        calls = self.tools.reader(names, apart=turn.has_format) if self.tools is not None and names else None
         dropped = (
             () if turn.skips_special_tokens or turn.is_constrained else self.special - self.special_in(self.markers)
         )

@@ -55,6 +55,8 @@ class ChatTurn:
         callable_names: those that the answer may call; none where there are no tools, or none may be called.
         is_required: the answer is calls and nothing else.
         parallel_tool_calls: whether an answer may have more than one call.
+        has_format: the request says what the text of an answer must look like. So an answer is calls or text, never
+            both.
         reasoning: whether the answer begins within reasoning, may begin with it, or is told not to.
         format: of the model.
     """
@@ -63,6 +65,7 @@ class ChatTurn:
     callable_names: tuple[str, ...] = ()
     is_required: bool = False
     parallel_tool_calls: bool = True
+    has_format: bool = False
     reasoning: Literal["begun", "possible", "off"] = "off"
     format: ChatFormat = PLAIN_TEXT
 
@@ -81,20 +84,17 @@ class ChatTurn:
     def sampling_params(self, params: SamplingParams) -> SamplingParams:
         """`params`, with what the turn needs for its answers to be read: a grammar for the calls, and special tokens
         that are not left out of the text. What `params` itself asks an answer to look like is asked of what follows the
-        reasoning. Of the turn that `render_chat` gives back.
+        reasoning, where no call does. Of the turn that `render_chat` gives back.
 
         Raises:
-            InvalidRequestError: `params` asks the answer to look like something, and there are tools to call.
+            InvalidRequestError: `params` asks for what cannot be told from calls, or the grammar is too large.
         """
         asked = params.structured_outputs
-        if self.callable_names and asked is not None:
-            raise InvalidRequestError(
-                'response_format and tools ask for two things: leave one of them out, or set tool_choice to "none"',
-                param="response_format",
-            )
         if self.callable_names:
+            assert self.has_format or asked is None
+            form = self._answer_format(asked)
             try:
-                asked = StructuredOutputsParams(structural_tag={"format": self._answer_format()})
+                asked = StructuredOutputsParams(structural_tag={"format": form})
             except InvalidRequestError as error:  # all together are too large
                 raise self.blamed(error) from None
         elif asked is not None and self.reasoning != "off":
@@ -107,10 +107,11 @@ class ChatTurn:
         of_grammar = isinstance(error, InvalidRequestError) and (error.param or "").startswith("structured_outputs")
         if not self.callable_names or not of_grammar:
             return error
+        text = ", and the text to its form" if self.has_format and not self.is_required else ""
         reason = re.sub(r"^structured_outputs(\.structural_tag)?", "the grammar of the calls", error.message)
-        return InvalidRequestError(f"tools cannot be held to their parameters: {reason}", param="tools")
+        return InvalidRequestError(f"tools cannot be held to their parameters{text}: {reason}", param="tools")
 
-    def _answer_format(self) -> Format:
+    def _answer_format(self, asked: StructuredOutputsParams | None) -> Format:
         tool_format = self.format.tools
         assert tool_format is not None
         tools = [
@@ -120,6 +121,16 @@ class ChatTurn:
         ]
         if self.is_required:
             return self._with_reasoning(tool_format.required(tools, parallel=self.parallel_tool_calls), "\n\n")
+        if asked is not None:
+            content = _format_of(asked)
+            if content is None:
+                raise InvalidRequestError(
+                    "a structural tag says what the whole answer looks like, calls among it: leave tools out, or set "
+                    'tool_choice to "none"',
+                    param="structured_outputs",
+                )
+            either = tool_format.either(tools, content, parallel=self.parallel_tool_calls)
+            return self._with_reasoning(either, "\n\n")
         answer = self._with_reasoning(tool_format.optional(tools, parallel=self.parallel_tool_calls))
         if self.reasoning != "begun":
             return answer
@@ -143,8 +154,13 @@ class ChatTurn:
         return thoughtful if self.reasoning == "begun" else {"type": "or", "elements": [thoughtful, answer]}
 
 
-def parse_chat_turn(tools: Any, tool_choice: Any, parallel_tool_calls: Any, model_format: ChatFormat) -> ChatTurn:
+def parse_chat_turn(
+    tools: Any, tool_choice: Any, parallel_tool_calls: Any, model_format: ChatFormat, *, has_format: bool = False
+) -> ChatTurn:
     """The turn that these fields of OpenAI's chat completions ask for; None for those that are not given.
+
+    Args:
+        has_format: whether the request says what the text of the answer must look like.
 
     Raises:
         InvalidRequestError: `param` names what cannot be served.
@@ -152,7 +168,7 @@ def parse_chat_turn(tools: Any, tool_choice: Any, parallel_tool_calls: Any, mode
     parallel = True if parallel_tool_calls is None else check_boolean("parallel_tool_calls", parallel_tool_calls)
     offered = parse_tools(tools)
     reasoning: Literal["possible", "off"] = "off" if model_format.reasoning is None else "possible"
-    turn = ChatTurn(parallel_tool_calls=parallel, reasoning=reasoning, format=model_format)
+    turn = ChatTurn(parallel_tool_calls=parallel, has_format=has_format, reasoning=reasoning, format=model_format)
     mode, names = parse_choice(tool_choice, [tool["name"] for tool in offered])
     if mode == "none":
         return turn
@@ -224,12 +240,11 @@ def _held_to(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _format_of(asked: StructuredOutputsParams) -> Format | None:
-    """What is asked of an answer, as a part of a structural tag; None where it is one itself, or cannot be."""
+    """What is asked of an answer, as a part of a structural tag; None where it is one itself."""
     if asked.json is not None or asked.json_object:
-        if asked.whitespace_pattern is not None:
-            return None
         schema = {"type": "object"} if asked.json_object else json.loads(str(asked.json))
-        return {"type": "json_schema", "json_schema": schema}
+        space = {} if asked.whitespace_pattern is None else {"whitespace_pattern": asked.whitespace_pattern}
+        return {"type": "json_schema", "json_schema": schema, **space}
     if asked.regex is not None:
         return {"type": "regex", "pattern": asked.regex}
     if asked.choice is not None:

@@ -131,7 +131,11 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
         body, max_tokens=next(iter(limits.values()), None), logprobs=top_logprobs if logprobs else None
     )
     turn = parse_chat_turn(
-        body.get("tools"), body.get("tool_choice"), body.get("parallel_tool_calls"), model.chat_format
+        body.get("tools"),
+        body.get("tool_choice"),
+        body.get("parallel_tool_calls"),
+        model.chat_format,
+        has_format=params.structured_outputs is not None,
     )
     prompt, turn = render_chat(required("", body, "messages"), turn, model, **template_kwargs)
     return replace(_request(body, model, [prompt], turn.sampling_params(params), is_chat=True), chat=turn)

@@ -29,8 +29,9 @@ class ToolFormat(ABC):
         """What sets calls off from text, so far as it may be a special token of the vocabulary."""
 
     @abstractmethod
-    def reader(self, names: Collection[str]) -> CallReader:
-        """Reads the text of one answer, in which these functions may be called."""
+    def reader(self, names: Collection[str], *, apart: bool = False) -> CallReader:
+        """Reads the text of one answer, in which these functions may be called; `apart` if it is either calls or text
+        and never both (`either`)."""
 
     @abstractmethod
     def optional(self, tools: Sequence[Tool], *, parallel: bool) -> Format:
@@ -39,6 +40,16 @@ class ToolFormat(ABC):
     @abstractmethod
     def required(self, tools: Sequence[Tool], *, parallel: bool) -> Format:
         """The same of an answer that is nothing but calls, at least one."""
+
+    def either(self, tools: Sequence[Tool], content: Format, *, parallel: bool) -> Format:
+        """The same of an answer that is calls and nothing else, or `content`. What begins as a call does is no
+        `content`.
+
+        Raises:
+            InvalidRequestError: the two cannot be told apart.
+        """
+        calls = self.required(tools, parallel=parallel)
+        return {"type": "or", "elements": [with_lazy_begin(calls, self.markers[0]), content]}
 
     @abstractmethod
     def write_calls(self, calls: Sequence[tuple[str, str]]) -> str:
@@ -86,6 +97,14 @@ def separated(tags: Sequence[Format], separator: str, *, at_least_one: bool, onc
         "at_least_one": at_least_one,
         "stop_after_first": once,
     }
+
+
+def with_lazy_begin(form: Format, begin: str) -> Format:
+    """A tag, or several with a separator, that win over text from `begin` on, which they begin with."""
+    if form["type"] == "tags_with_separator":
+        return {**form, "tags": [with_lazy_begin(each, begin) for each in form["tags"]]}
+    rest = {**form, "begin": form["begin"].removeprefix(begin)}
+    return {**tag(begin, rest, ""), "lazy": True}
 
 
 def call_object(name: str, arguments: str, key: str = "arguments") -> str:

@@ -32,8 +32,8 @@ CLOSE = "</tool_call>"
 class HermesReader(CallReader):
     """Reads `<tool_call>` blocks, with one call in each or a list of them."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__(names, (OPEN,))
+    def __init__(self, names: Collection[str], *, apart: bool = False) -> None:
+        super().__init__(names, (OPEN,), apart=apart)
 
     def _section(self, marker: str) -> Reading[Outcome]:
         stream, calls = self._stream, self._num_calls
@@ -61,8 +61,8 @@ class HermesFormat(ToolFormat):
     name = "hermes"
     markers = (OPEN, CLOSE)
 
-    def reader(self, names: Collection[str]) -> CallReader:
-        return HermesReader(names)
+    def reader(self, names: Collection[str], *, apart: bool = False) -> CallReader:
+        return HermesReader(names, apart=apart)
 
     def _tags(self, tools: Sequence[Tool]) -> list[Format]:
         return [json_call(tool, before=f"{OPEN}\n", after=f"\n{CLOSE}") for tool in tools]

@@ -7,9 +7,12 @@ several separated by `;`, with or without `<|python_tag|>` before them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pellucid.core.errors import InvalidRequestError
 from pellucid.core.structural_tag import Format
 from pellucid.server.chat.call_reader import CallReader, Outcome
 from pellucid.server.chat.text_stream import Reading
@@ -23,6 +26,7 @@ from pellucid.server.chat.tool_formats.base import (
     tag,
     tool_lines,
     triggered,
+    with_lazy_begin,
 )
 
 PYTHON_TAG = "<|python_tag|>"
@@ -42,9 +46,9 @@ BEGINNINGS = (
 class Llama3JsonReader(CallReader):
     """Reads calls in text, and those after `<|python_tag|>`."""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], *, apart: bool = False) -> None:
         self._named = {f"{before}{name}{after}{{": name for name in names for before, after in BEGINNINGS}
-        super().__init__(names, (PYTHON_TAG, *self._named))
+        super().__init__(names, (PYTHON_TAG, *self._named), apart=apart)
 
     def _section(self, marker: str) -> Reading[Outcome]:
         stream = self._stream
@@ -99,18 +103,41 @@ class Llama3JsonFormat(ToolFormat):
     name = "llama3_json"
     markers = (PYTHON_TAG,)
 
-    def reader(self, names: Collection[str]) -> CallReader:
-        return Llama3JsonReader(names)
+    def reader(self, names: Collection[str], *, apart: bool = False) -> CallReader:
+        return Llama3JsonReader(names, apart=apart)
 
-    def optional(self, tools: Sequence[Tool], *, parallel: bool) -> Format:
-        calls = [
+    def _tagged(self, tools: Sequence[Tool], *, parallel: bool) -> Format:
+        return tag(PYTHON_TAG, self.required(tools, parallel=parallel), "")
+
+    def _tags(self, tools: Sequence[Tool]) -> list[Format]:
+        """Calls, however they begin."""
+        return [
             tag(f"{before}{tool['name']}{after}", arguments_format(tool), "}")
             for tool in tools
             for before, after in BEGINNINGS
         ]
-        tagged = tag(PYTHON_TAG, self.required(tools, parallel=parallel), "")
+
+    def optional(self, tools: Sequence[Tool], *, parallel: bool) -> Format:
+        tags = [self._tagged(tools, parallel=parallel), *self._tags(tools)]
         triggers = [before for before, _ in BEGINNINGS]
-        return {**triggered([PYTHON_TAG, *triggers], [tagged, *calls], once=not parallel), "or_text": triggers}
+        return {**triggered([PYTHON_TAG, *triggers], tags, once=not parallel), "or_text": triggers}
+
+    def either(self, tools: Sequence[Tool], content: Format, *, parallel: bool) -> Format:
+        if content["type"] == "grammar" or "whitespace_pattern" in content:
+            raise InvalidRequestError(
+                "a grammar, or JSON with a whitespace_pattern, cannot be told from calls in the format of this model: "
+                'ask for another form, leave tools out, or set tool_choice to "none"',
+                param="structured_outputs",
+            )
+        is_json = content["type"] == "json_schema"
+        if is_json:
+            content = {**content, "json_schema": _no_call(content["json_schema"])}
+        tags = (
+            [_like_json(tool) for tool in tools] if is_json else [{**each, "lazy": True} for each in self._tags(tools)]
+        )
+        calls = separated(tags, SEPARATOR, at_least_one=True, once=not parallel)
+        tagged = with_lazy_begin(self._tagged(tools, parallel=parallel), PYTHON_TAG)
+        return {"type": "or", "elements": [tagged, calls, content]}
 
     def required(self, tools: Sequence[Tool], *, parallel: bool) -> Format:
         calls = [json_call(tool, "parameters") for tool in tools]
@@ -126,3 +153,30 @@ class Llama3JsonFormat(ToolFormat):
             "To call one, answer with nothing but a JSON object of this form, without variables:\n"
             '{"name": "function name", "parameters": {"argument name": "value"}}'
         )
+
+
+def _like_json(tool: Tool) -> Format:
+    """A call made of the same pieces as JSON: one that was written at once would keep JSON beside it from beginning."""
+    pieces = ("{", '"name"', ": ", json.dumps(tool["name"]), ", ", '"parameters"', ": ")
+    literals = [{"type": "const_string", "value": piece} for piece in pieces]
+    return tag("", {"type": "sequence", "elements": [*literals, arguments_format(tool)]}, "}")
+
+
+def _no_call(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """`schema` without what would be read as a call: the object that an answer is has no `parameters`.
+
+    Raises:
+        InvalidRequestError: it must have them.
+    """
+    properties, required, others = (schema.get(keyword, []) for keyword in ("properties", "required", "allOf"))
+    if not (isinstance(properties, list | dict) and isinstance(required, list) and isinstance(others, list)):
+        return dict(schema)  # malformed, which is told when it is compiled
+    if schema.get("additionalProperties") is False and "patternProperties" not in schema and "name" not in properties:
+        return dict(schema)
+    if "parameters" in required:
+        raise InvalidRequestError(
+            "the schema wants an object with name and parameters, which is what a call looks like in the format of "
+            'this model: call them something else, leave tools out, or set tool_choice to "none"',
+            param="response_format",
+        )
+    return {**schema, "allOf": [*others, {"properties": {"parameters": False}}]}

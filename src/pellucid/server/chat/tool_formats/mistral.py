@@ -43,8 +43,8 @@ _ID = re.compile(r"[A-Za-z0-9]*")
 class MistralReader(CallReader):
     """Reads calls of every version."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__(names, (TOOL_CALLS,))
+    def __init__(self, names: Collection[str], *, apart: bool = False) -> None:
+        super().__init__(names, (TOOL_CALLS,), apart=apart)
 
     def _new_call_id(self) -> str:
         return random_id(_ID_LENGTH)
@@ -93,8 +93,8 @@ class MistralFormat(ToolFormat):
     def markers(self) -> tuple[str, ...]:
         return (TOOL_CALLS, CALL_ID, ARGS)
 
-    def reader(self, names: Collection[str]) -> CallReader:
-        return MistralReader(names)
+    def reader(self, names: Collection[str], *, apart: bool = False) -> CallReader:
+        return MistralReader(names, apart=apart)
 
     def _tags(self, tools: Sequence[Tool]) -> list[Format]:
         if self.form == "args":

@@ -32,8 +32,8 @@ class SmolLMFormat(ToolFormat):
     name = "smollm"
     markers = (OPEN, CLOSE)
 
-    def reader(self, names: Collection[str]) -> CallReader:
-        return HermesReader(names)
+    def reader(self, names: Collection[str], *, apart: bool = False) -> CallReader:
+        return HermesReader(names, apart=apart)
 
     def _block(self, tools: Sequence[Tool], *, at_least_one: bool, once: bool) -> Format:
         calls = separated([json_call(tool) for tool in tools], ", ", at_least_one=at_least_one, once=once)
