@@ -2,8 +2,9 @@
 //
 // Inside a run threads wait by spinning for a bounded time and then sleep; between runs workers spin at most 0.3 ms
 // and then sleep, so an idle engine uses no processor. Where there are more threads than processors nobody spins:
-// whoever is waited for may need the processor. Every thread of a run works with the same floating-point state: round
-// to nearest, subnormals flushed to zero; the caller's own is restored.
+// whoever is waited for may need the processor. Where there are just as many, each has a processor of its own, the
+// caller for the time of a run: two that share one wait for each other at every barrier. Every thread of a run works
+// with the same floating-point state: round to nearest, subnormals flushed to zero; the caller's own is restored.
 //
 // Workers do not survive a fork. A child process starts its own with its first run.
 #pragma once
@@ -81,7 +82,8 @@ class ThreadPool {
 
     const int num_threads_;
     const bool spins_;
-    int64_t process_ = 0;  // whose threads the workers are
+    std::vector<int> processors_;  // of the threads; empty where they are not pinned
+    int64_t process_ = 0;          // whose threads the workers are
     std::vector<std::thread> workers_;
     std::unique_ptr<ThreadState[]> states_;
     std::unique_ptr<Counter[]> counters_;  // [kCounterSets][num_threads]

@@ -5,10 +5,8 @@
 #include <utility>
 
 #include "float_state.h"
+#include "processors.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if __has_include(<unistd.h>)
 #include <unistd.h>
 #endif
@@ -39,14 +37,6 @@ int64_t current_process() {
 #else
     return 1;
 #endif
-}
-
-int usable_processors() {
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-    return static_cast<int>(std::thread::hardware_concurrency());  // 0: not known
 }
 
 // Waits until `value` is no longer `old`: spins up to `limit`, then sleeps.
@@ -88,6 +78,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::start() {
+    processors_ = processor_of_each(num_threads_);
     stopping_ = false;
     arrived_ = 0;
     sense_ = 0;
@@ -124,6 +115,7 @@ void ThreadPool::run_erased(Task task, void* context) {
         abandon_workers();
         start();
     }
+    const Pinned pinned(processors_, 0);
     task_ = task;
     context_ = context;
     generation_.fetch_add(1, std::memory_order_release);
@@ -134,6 +126,7 @@ void ThreadPool::run_erased(Task task, void* context) {
 
 void ThreadPool::worker(int thread) {
     const FloatState state(Subnormals::kFlushed);
+    const Pinned pinned(processors_, thread);
     uint32_t seen = 0;
     for (;;) {
         wait_while_equal(generation_, seen, spins_, kSpinBetweenRuns);
