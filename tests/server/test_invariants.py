@@ -13,8 +13,8 @@ import pytest
 
 from pellucid.decoding.stop import StopMatcher
 from pellucid.engine.request_intake import RequestIntake
+from pellucid.server import generation
 from pellucid.server.openai import streams
-from pellucid.server.routes import completions
 from pellucid.tokenizer.detokenizer import IncrementalDetokenizer
 from tests.support.chat_models import TOKENS
 from tests.support.mutants import mutant
@@ -307,7 +307,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
         "another (text|message)",
     ),
     "events in parts": (
-        completions,
+        generation,
         "EventStream",
         None,
         "half an event",
@@ -316,7 +316,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
 streams_usage = streams.usage
 
 
-class HalfEvents(completions.EventStream):
+class HalfEvents(generation.EventStream):
     """Cuts what it sends."""
 
     def __init__(self, events: Any, *args: Any, **kwargs: Any) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
 from starlette.requests import Request
 
-from pellucid.core.errors import EngineClosedError, InvalidRequestError
+from pellucid.core.errors import EngineClosedError, InvalidRequestError, PellucidError
 from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.engine.async_engine import AsyncEngine
 from pellucid.engine.async_request import AsyncTokenStream
 from pellucid.server.errors import DeadlineError
+from pellucid.server.http.sse import EventStream
 from pellucid.server.openai.requests import GenerationRequest
 from pellucid.server.serving import Serving, serving_of
 
@@ -153,28 +154,37 @@ class Generation:
 
 
 class AnswerEvents(Protocol):
-    """Makes events of the tokens of one answer."""
+    """Makes events of the tokens of a request, as an API has them."""
 
-    def events(self, tokens: Iterable[TokenOutput]) -> bytes:
-        """Those that `tokens` make."""
+    def events(self, tokens: Iterable[tuple[int, TokenOutput]]) -> bytes:
+        """Those that `tokens` make, each with the index of its choice."""
         ...
 
-    def end(self, output: RequestOutput) -> bytes:
-        """The last ones of the whole answer, the terminal one among them."""
+    def end(self, outputs: Sequence[RequestOutput]) -> bytes:
+        """The last ones of the whole answers, the terminal one among them."""
+        ...
+
+    def tell(self, error: PellucidError) -> bytes:
+        """The last ones where the request failed, the terminal one among them."""
         ...
 
 
 async def answer_events(serving: Serving, generation: Generation, events: AnswerEvents) -> AsyncGenerator[bytes, None]:
-    """The events of a request that has one answer. Cancelling or closing it aborts the request.
+    """The events of a request. Cancelling or closing it aborts the request.
 
     Raises:
         As `Generation.stream`.
     """
     async for tokens in generation.stream():
-        if data := events.events(token for _, token in tokens):
+        if data := events.events(tokens):
             yield data
-    (output,) = generation.outputs
-    yield await serving.run(events.end, output)  # which takes as long as the answer is
+    yield await serving.run(events.end, generation.outputs)  # which takes as long as the answers are
+
+
+def event_stream(serving: Serving, generation: Generation, events: AnswerEvents) -> EventStream:
+    """The response that sends the events of a request as they come."""
+    heartbeat = serving.settings.heartbeat_seconds
+    return EventStream(answer_events(serving, generation, events), events.tell, heartbeat_seconds=heartbeat)
 
 
 async def _merged(streams: list[AsyncTokenStream], num_wanted: int) -> AsyncIterator[tuple[int, list[TokenOutput]]]:

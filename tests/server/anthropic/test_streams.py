@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pellucid.core.errors import EngineError, QueueFullError
 from pellucid.server.anthropic import streams
 from pellucid.server.anthropic.responses import message_body
-from pellucid.server.anthropic.streams import MessageEvents, tell
+from pellucid.server.anthropic.streams import MessageEvents
 from tests.server.anthropic.test_responses import request
 from tests.support.scripted_formats import ANSWERS, TOKENIZER, answer
 from tests.support.sse import read_events
@@ -24,8 +24,10 @@ def streamed(said: str, size: int, **ending: Any) -> list[dict[str, Any]]:
     """The events of an answer of which `size` tokens come at a time."""
     output, tokens = answer(said, **ending)
     events = MessageEvents(request(), TOKENIZER, name="0")
-    pieces = [events.events(tokens[begin : begin + size]) for begin in range(0, len(tokens), size)]
-    return read_events(b"".join([*pieces, events.end(output)]))
+    pieces = [
+        events.events((0, token) for token in tokens[begin : begin + size]) for begin in range(0, len(tokens), size)
+    ]
+    return read_events(b"".join([*pieces, events.end([output])]))
 
 
 def accumulated(events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,9 +87,9 @@ def test_the_prompt_is_counted_at_the_beginning_and_what_was_cached_at_the_end()
 
 
 def test_errors() -> None:
-    (event,) = read_events(tell(QueueFullError("try again")))
+    (event,) = read_events(MessageEvents(request(), TOKENIZER, name="0").tell(QueueFullError("try again")))
     assert event == {"type": "error", "error": {"type": "rate_limit_error", "message": "try again"}}
-    (event,) = read_events(tell(EngineError("broken")))
+    (event,) = read_events(MessageEvents(request(), TOKENIZER, name="0").tell(EngineError("broken")))
     assert event["error"]["type"] == "api_error"
 
 

@@ -44,6 +44,8 @@ class Received:
 class Threads:
     """Stands for Serving, and counts what it was asked to run."""
 
+    settings = ServerSettings(model="m", max_body_bytes=MAX_BYTES)
+
     def __init__(self) -> None:
         self.num_run = 0
 
@@ -61,7 +63,7 @@ def read(received: Received, threads: Threads | None = None, **headers: str) -> 
         "headers": [(name.encode(), value.encode()) for name, value in fields.items() if value],
         "app": app,
     }
-    return asyncio.run(read_json(Request(scope, received), MAX_BYTES))
+    return asyncio.run(read_json(Request(scope, received)))
 
 
 def refused(received: Received, **headers: str) -> PellucidError:
@@ -162,7 +164,7 @@ def test_large_bodies_are_decoded_in_a_thread(monkeypatch: pytest.MonkeyPatch) -
 
 async def echo(request: Request) -> Response:
     try:
-        return json_response({"found": len(json.dumps(await read_json(request, MAX_BYTES)))})
+        return json_response({"found": len(json.dumps(await read_json(request)))})
     except PellucidError as error:
         return error_response(error, request.url.path)
 

@@ -29,8 +29,10 @@ def streamed(said: str, size: int, *, logprobs: bool = False, **ending: Any) -> 
     """The events of an answer of which `size` tokens come at a time."""
     output, tokens = answer(said, logprobs=logprobs, **ending)
     events = new_events(**{"include": [LOGPROBS]} if logprobs else {})
-    pieces = [events.events(tokens[begin : begin + size]) for begin in range(0, len(tokens), size)]
-    read = read_events(b"".join([*pieces, events.end(output)]))
+    pieces = [
+        events.events((0, token) for token in tokens[begin : begin + size]) for begin in range(0, len(tokens), size)
+    ]
+    read = read_events(b"".join([*pieces, events.end([output])]))
     for number, event in enumerate(read):
         assert event["sequence_number"] == number
         EVENT.validate_python(event)
@@ -79,7 +81,7 @@ def test_log_probabilities_of_a_text_after_reasoning() -> None:
 
 def test_a_failure_later() -> None:
     events = new_events()
-    begin = events.events(answer("hello")[1][:2])
+    begin = events.events((0, token) for token in answer("hello")[1][:2])
     read = read_events(begin + events.tell(EngineError("broken")))
     assert [event["type"] for event in read].count("response.failed") == 1
     assert (read[-1]["type"], read[-1]["response"]["error"]["message"]) == ("response.failed", "broken")

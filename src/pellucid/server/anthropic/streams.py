@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pellucid.core.errors import PellucidError
@@ -17,11 +17,6 @@ from pellucid.server.http.replies import json_bytes
 from pellucid.server.http.sse import event
 from pellucid.server.openai.requests import GenerationRequest
 from pellucid.tokenizer.tokenizer import Tokenizer
-
-
-def tell(error: PellucidError) -> bytes:
-    """The last event of a stream that failed."""
-    return _written([error_body(error)])
 
 
 class MessageEvents:
@@ -39,15 +34,16 @@ class MessageEvents:
         self._content = ContentEvents()
         self._has_begun = False
 
-    def events(self, tokens: Iterable[TokenOutput]) -> bytes:
-        """The events that `tokens` make."""
+    def events(self, tokens: Iterable[tuple[int, TokenOutput]]) -> bytes:
+        """The events that `tokens` make, all of the only choice."""
         events = self._begin()
-        for piece in self._parser.push("".join(token.text for token in tokens)):
+        for piece in self._parser.push("".join(token.text for _, token in tokens)):
             events += self._content.push(piece)
         return _written(events)
 
-    def end(self, output: RequestOutput) -> bytes:
+    def end(self, outputs: Sequence[RequestOutput]) -> bytes:
         """The last events, the terminal one among them."""
+        (output,) = outputs
         events = self._begin()
         for piece in self._parser.finish():
             events += self._content.push(piece)
@@ -56,6 +52,10 @@ class MessageEvents:
         events.append({"type": "message_delta", "usage": delta.pop("usage"), "delta": delta})
         events.append({"type": "message_stop"})
         return _written(events)
+
+    def tell(self, error: PellucidError) -> bytes:
+        """The last event of a stream that failed."""
+        return _written([error_body(error)])
 
     def _begin(self) -> list[dict[str, Any]]:
         if self._has_begun:

@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import shown
 from pellucid.server.errors import RequestTooLargeError, UnsupportedMediaTypeError
+from pellucid.server.served_model import ServedModel
 from pellucid.server.serving import serving_of
 from pellucid.server.strict_json import BODY, decode_json
+
+T = TypeVar("T")
 
 MAX_BYTES_INLINE = 64 * 1024
 """Larger bodies are decoded in a thread. Of this size they take 3 ms at worst."""
 
 
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+async def parse_body(request: Request, parse: Callable[[Mapping[str, Any], ServedModel], T]) -> T:
+    """What `parse` makes of the body, in a thread.
+
+    Raises:
+        NotReadyError: the model is not loaded.
+        As `read_json` and `parse`.
+    """
+    body, serving = await read_json(request), serving_of(request)
+    return await serving.run(parse, body, serving.model)
+
+
+async def read_json(request: Request) -> dict[str, Any]:
     """The object that the body is.
 
     Raises:
         UnsupportedMediaTypeError: its Content-Type is not JSON in UTF-8, or it is compressed.
-        RequestTooLargeError: it has more than `max_bytes` bytes; the rest of it is not read.
+        RequestTooLargeError: it has more bytes than the server takes; the rest of it is not read.
         InvalidRequestError: it is not an object, or not JSON as `decode_json` takes it.
         starlette.requests.ClientDisconnect: the client is gone.
     """
     _check_media_type(request)
-    data = await _read(request, max_bytes)
+    serving = serving_of(request)
+    data = await _read(request, serving.settings.max_body_bytes)
     if not data:
         raise InvalidRequestError("the body is empty: a JSON object is expected", param=BODY)
     if len(data) > MAX_BYTES_INLINE:
-        return await serving_of(request).run(_decode_object, data)
+        return await serving.run(_decode_object, data)
     return _decode_object(data)
 
 

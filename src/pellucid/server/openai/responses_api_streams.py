@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pellucid.core.errors import PellucidError
@@ -43,20 +43,21 @@ class ResponseEvents:
         self._logprobs: Logprobs = []
         self._num_events = 0
 
-    def events(self, tokens: Iterable[TokenOutput]) -> bytes:
-        """The events that `tokens` make."""
+    def events(self, tokens: Iterable[tuple[int, TokenOutput]]) -> bytes:
+        """The events that `tokens` make, all of the only choice."""
         events = self._begin()
         if self._request.generation.sampling_params.logprobs is None:
-            events += self._push(self._parser.push("".join(token.text for token in tokens)))
+            events += self._push(self._parser.push("".join(token.text for _, token in tokens)))
         else:
-            for token in tokens:
+            for _, token in tokens:
                 if token.token_id is not None and token.logprobs is not None:
                     self._logprobs.append(chat_logprobs(token.token_id, token.logprobs, self._tokenizer))
                 events += self._push(self._parser.push(token.text))
         return self._written(events)
 
-    def end(self, output: RequestOutput) -> bytes:
+    def end(self, outputs: Sequence[RequestOutput]) -> bytes:
         """The last events, the terminal one among them."""
+        (output,) = outputs
         events = self._begin()
         events += self._push(self._parser.finish())
         events += self._output.end(status=status(output), logprobs=self._logprobs)

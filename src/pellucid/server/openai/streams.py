@@ -20,11 +20,6 @@ DONE = event(b"[DONE]")
 """The terminal event, after an error too."""
 
 
-def tell(error: PellucidError) -> bytes:
-    """The last events of a stream that failed."""
-    return event(json_bytes(error_body(error))) + DONE
-
-
 class CompletionEvents:
     """Makes events of tokens.
 
@@ -67,6 +62,10 @@ class CompletionEvents:
             return DONE
         told = usage(self._request, outputs, self._tokenizer)
         return event(json_bytes({**self._envelope, "choices": [], "usage": told})) + DONE
+
+    def tell(self, error: PellucidError) -> bytes:
+        """The last events of a stream that failed."""
+        return event(json_bytes(error_body(error))) + DONE
 
 
 class _TextChoice:

@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pellucid.server.generation import Generation, answer_events, generation_of
+from pellucid.server.generation import Generation, answer_events, event_stream, generation_of
 from pellucid.server.http.disconnect import unless_disconnected
-from pellucid.server.http.json_body import read_json
+from pellucid.server.http.json_body import parse_body
 from pellucid.server.http.replies import bytes_response, long_json_bytes
-from pellucid.server.http.sse import EventStream
 from pellucid.server.openai.responses_api_requests import parse_response
 from pellucid.server.openai.responses_api_responses import response_body
 from pellucid.server.openai.responses_api_streams import ResponseEvents
@@ -23,15 +22,12 @@ from pellucid.server.serving import Serving, serving_of
 
 async def create_response(request: Request) -> Response:
     """`POST /v1/responses`."""
-    serving = serving_of(request)
-    body = await read_json(request, serving.settings.max_body_bytes)
-    asked = await serving.run(parse_response, body, serving.model)
-    name, created, tokenizer = token_hex(12), int(time.time()), serving.model.tokenizer
-    generation = generation_of(request, asked.generation, name)
+    asked = await parse_body(request, parse_response)
+    serving, name, created = serving_of(request), token_hex(12), int(time.time())
+    generation, tokenizer = generation_of(request, asked.generation, name), serving.model.tokenizer
     events = ResponseEvents(asked, tokenizer, name=name, created=created)
     if asked.generation.stream:
-        heartbeat = serving.settings.heartbeat_seconds
-        return EventStream(answer_events(serving, generation, events), events.tell, heartbeat_seconds=heartbeat)
+        return event_stream(serving, generation, events)
     if asked.generation.sampling_params.logprobs is not None:
         body = await unless_disconnected(request, _collected(serving, generation, events))
     else:
