@@ -191,7 +191,7 @@ async def served_engine(*, survives: bool = True, **settings: Any) -> AsyncItera
             await until(lambda: not http.state.tasks)
             assert asyncio.all_tasks() == before, "tasks are left over"
     finally:
-        if (gate := getattr(engine._backend, "open", None)) is not None:
+        if (gate := getattr(engine.backend, "open", None)) is not None:
             gate()
         await serving.close()
         logging.getLogger().removeHandler(log)
