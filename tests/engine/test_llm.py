@@ -43,9 +43,7 @@ def llm(backend: FakeBackend) -> Iterator[LLM]:
         yield llm
         if not backend.closed:
             llm._engine.scheduler.check_integrity()
-            with llm._exclusive():
-                pass
-            assert not llm._inboxes
+            assert llm.shared_engine.is_idle()
             llm._engine.scheduler.check_idle()
 
 

@@ -31,9 +31,7 @@ def llm(backend: FakeBackend) -> Iterator[LLM]:
     with LLM("fake", seed=5, max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=64) as llm:
         yield llm
         if not backend.closed:
-            with llm._exclusive():
-                pass
-            assert not llm._inboxes
+            assert llm.shared_engine.is_idle()
             llm._engine.scheduler.check_idle()
 
 

@@ -14,7 +14,7 @@ from pellucid.core.errors import ContextLengthError, InvalidRequestError, Pelluc
 if TYPE_CHECKING:
     from pellucid import LLM, SamplingParams
     from pellucid.cli.saved_conversation import SavedConversation
-    from pellucid.engine.llm import TokenStream
+    from pellucid.engine.token_stream import TokenStream
 
 
 class ChatModel:

@@ -17,7 +17,7 @@ from pellucid.core.errors import InvalidRequestError
 if TYPE_CHECKING:
     from pellucid import LLM, SamplingParams, SpeculativeConfig
     from pellucid.core.outputs import RequestOutput
-    from pellucid.engine.llm import TokenStream
+    from pellucid.engine.token_stream import TokenStream
 
 Messages = list[dict[str, str]]
 

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Sized
 from collections.abc import Sequence as ListLike
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Unpack
+from typing import TYPE_CHECKING, Any, TypeGuard, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.capture import CaptureParams
+from pellucid.core.closing import Closing
 from pellucid.core.config import EngineOptions, engine_config
-from pellucid.core.errors import BackendError, InvalidRequestError
-from pellucid.core.outputs import EmbeddingOutput, LabelOutput, RequestOutput, TokenOutput
+from pellucid.core.errors import InvalidRequestError
+from pellucid.core.outputs import EmbeddingOutput, LabelOutput, RequestOutput
 from pellucid.core.pooling_params import Pooling, PoolingParams, labelling
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.core.trace import TraceSink
-from pellucid.engine.interrupts import DeferInterrupt
 from pellucid.engine.loaded_model import LoadedModel, with_engine_options
 from pellucid.engine.offline import GenerateStream, OfflineRun, paired
-from pellucid.engine.output_processor import StepOutput
 from pellucid.engine.pooling import embedding_output, label_output
 from pellucid.engine.progress import GenerateProgress
 from pellucid.engine.request_intake import Message, Prompt, PromptLike, RequestParams, is_conversation
-from pellucid.engine.step_guard import guard_steps
+from pellucid.engine.shared_engine import Inbox, SharedEngine
+from pellucid.engine.token_stream import TokenStream
 
 if TYPE_CHECKING:
     from pellucid.engine.prefix_store import PrefixStore
     from pellucid.weights.cache import Progress
 
-Inbox: TypeAlias = deque[TokenOutput | RequestOutput]
 
-
-class LLM(LoadedModel):
+class LLM(LoadedModel, Closing):
     """One model, loaded. A context manager; safe to use from several threads, whose requests then share the batch, and
     in a forked child, which shares the weights and has the requests, KV cache and threads to itself from then on.
 
-    Attributes: those of LoadedModel.
+    Attributes: those of LoadedModel, and
+        shared_engine: what takes requests of several threads.
     """
 
     @with_engine_options
@@ -85,13 +80,7 @@ class LLM(LoadedModel):
         """
         super().__init__(engine_config(str(model), options), progress, trace)
         self._model_file = Path(self.model_path).absolute(), self._loaded.model_status
-        self._lock = threading.RLock()
-        guard_steps(self._lock)
-        self._inboxes: dict[str, tuple[Inbox, bool]] = {}  # where replies go, and whether they are streamed
-        self._dropped: deque[str] = deque()  # streams that nobody holds any more
-        self._num_requests = 0
-        self._closed = False
-        self._is_stepping = False
+        self.shared_engine = SharedEngine(self._engine, self._loaded.close)
 
     @cached_property
     def _prefix_store(self) -> PrefixStore:
@@ -169,7 +158,7 @@ class LLM(LoadedModel):
                 "sampling_params must be a SamplingParams or an iterable of them", param="sampling_params"
             )
         requests = paired(prompts, sampling_params)
-        return GenerateStream(self, requests, GenerateProgress(total, progress), capture)
+        return GenerateStream(self.shared_engine, requests, GenerateProgress(total, progress), capture)
 
     def chat(
         self,
@@ -270,10 +259,10 @@ class LLM(LoadedModel):
         params = sampling_params or SamplingParams()
         self._engine.intake.check_params(params, capture)
         prepared = self._engine.intake.with_grammar(self._engine.intake.prepare(prompt, params), params)
-        inbox: Inbox = deque()
-        with self._exclusive():
-            request_id = self._add(prepared, params, inbox, stream=True, capture=capture)
-        return TokenStream(self, request_id, inbox)
+        inbox = Inbox()
+        with self.shared_engine.exclusive():
+            request_id = self.shared_engine.add(prepared, params, inbox, stream=True, capture=capture)
+        return TokenStream(self.shared_engine, request_id, inbox)
 
     def logits(self, token_ids: ListLike[int]) -> NDArray[np.float32]:
         """What the model expects after each token: float32 [len(token_ids), vocab_size], for evaluation.
@@ -284,7 +273,7 @@ class LLM(LoadedModel):
             CapacityError: the result does not fit in memory.
             BackendError: the backend failed.
         """
-        with self._exclusive():
+        with self.shared_engine.exclusive():
             return self._engine.alone.logits(token_ids)  # type: ignore[arg-type]
 
     def save_prefix(
@@ -319,7 +308,7 @@ class LLM(LoadedModel):
         saving = store.begin(token_ids, messages=messages, include_kv=include_kv)
         store.model_sha256()  # which may take a while: not while the engine waits
         while True:
-            with self._exclusive():
+            with self.shared_engine.exclusive():
                 if store.advance(saving):
                     return store.write(saving, Path(path))
 
@@ -341,31 +330,17 @@ class LLM(LoadedModel):
             ModelFileError: the model file was changed since it was loaded.
         """
         self._prefix_store.model_sha256()
-        with self._exclusive():
+        with self.shared_engine.exclusive():
             return self._prefix_store.load(Path(path))
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, so that the next prompt is computed in full."""
-        with self._exclusive():
+        with self.shared_engine.exclusive():
             self._engine.scheduler.cache.reset_prefix_cache()
 
     def close(self) -> None:
         """Abort what runs and free weights, KV cache and threads. Further calls raise BackendError."""
-        with self._lock:
-            self._require_no_step()
-            if not self._closed:
-                self._closed = True
-                for request_id in list(self._inboxes):
-                    self._abort(request_id)
-                self._loaded.close()
-
-    def __enter__(self) -> LLM:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        self.shared_engine.close()
 
     def _generate_all(
         self,
@@ -402,7 +377,7 @@ class LLM(LoadedModel):
         replies: list[RequestOutput | None] = [None] * len(prompts)
         with (
             GenerateProgress(len(prompts), progress) as bar,
-            OfflineRun(self, iter(zip(prepared, params, strict=True)), bar, capture) as run,
+            OfflineRun(self.shared_engine, iter(zip(prepared, params, strict=True)), bar, capture) as run,
         ):
             for index, reply in run:
                 if reply.error is not None:
@@ -411,22 +386,6 @@ class LLM(LoadedModel):
                 bar.advance()
         return [reply for reply in replies if reply is not None]
 
-    @contextmanager
-    def _exclusive(self, *, closing: bool = False) -> Iterator[None]:
-        """The engine to oneself, and no Ctrl-C inside.
-
-        Raises:
-            BackendError: the LLM is closed (unless `closing`).
-            InvalidRequestError: the caller runs within a step of it.
-        """
-        with self._lock, DeferInterrupt():
-            self._require_no_step()
-            if self._closed and not closing:
-                raise BackendError("this LLM is closed")
-            while self._dropped:
-                self._abort(self._dropped.popleft())
-            yield
-
     def _prepare(self, prompt: PromptLike, params: RequestParams, index: int, count: int) -> Prompt:
         try:
             return self._engine.intake.prepare(prompt, params)
@@ -434,114 +393,6 @@ class LLM(LoadedModel):
             if count == 1:
                 raise
             raise type(error)(f"prompt {index} of {count}: {error.message}", param=error.param) from None
-
-    def _add(
-        self,
-        prompt: PromptLike | Prompt,
-        params: RequestParams,
-        inbox: Inbox,
-        *,
-        stream: bool = False,
-        capture: CaptureParams | None = None,
-    ) -> str:
-        request_id = f"request-{self._num_requests}"
-        self._engine.add_request(request_id, prompt, params, stream=stream, capture=capture)
-        self._num_requests += 1
-        self._inboxes[request_id] = (inbox, stream)
-        return request_id
-
-    def _step(self) -> None:
-        self._is_stepping = True
-        try:
-            output = self._engine.step()
-        except Exception as defect:
-            output = self._engine.reset(defect)
-        finally:
-            self._is_stepping = False
-        self._deliver(output)
-
-    def _require_no_step(self) -> None:
-        if self._is_stepping:  # the lock is this thread's already
-            raise InvalidRequestError(
-                "a logits processor cannot use the LLM that is calling it: the LLM is within a step",
-                param="logits_processors",
-            )
-
-    def _abort(self, request_id: str) -> None:
-        output = self._engine.abort(request_id)
-        if output is not None:
-            self._deliver(output)
-
-    def _deliver(self, output: StepOutput) -> None:
-        for token in output.tokens:
-            self._inboxes[token.request_id][0].append(token)
-        for reply in output.finished:
-            inbox, stream = self._inboxes.pop(reply.request_id)
-            if not stream:  # else it came with the last token
-                inbox.append(reply)
-
-
-class TokenStream:
-    """The tokens of one streamed request, as an iterator and a context manager. Closing it, or letting go of it, aborts
-    the request.
-
-    Attributes:
-        request_id: the request's name within the engine.
-        request_output: the whole answer, once the last token has been read or the stream closed; None before.
-    """
-
-    def __init__(self, llm: LLM, request_id: str, inbox: Inbox) -> None:
-        self.request_id = request_id
-        self.request_output: RequestOutput | None = None
-        self._llm = llm
-        self._inbox = inbox
-        self._finished = False
-
-    def __iter__(self) -> TokenStream:
-        return self
-
-    def __next__(self) -> TokenOutput:
-        """Raises PellucidError if the request failed, StopIteration after its last token."""
-        if self._finished:
-            raise StopIteration
-        while not self._inbox:
-            with self._llm._exclusive():
-                if not self._inbox:
-                    self._llm._step()
-        token = self._take()
-        assert token is not None
-        if self._finished and self.request_output is not None and self.request_output.error is not None:
-            raise self.request_output.error
-        return token
-
-    def close(self) -> None:
-        """Abort the request, if it is not finished; what it had answered is in `request_output`."""
-        if not self._finished:
-            with self._llm._exclusive(closing=True):
-                self._llm._abort(self.request_id)
-            while not self._finished and self._inbox:
-                self._take()
-            self._finished = True
-
-    def _take(self) -> TokenOutput:
-        token = self._inbox.popleft()
-        assert isinstance(token, TokenOutput)
-        if token.request_output is not None:
-            self.request_output = token.request_output
-            self._finished = True
-        return token
-
-    def __enter__(self) -> TokenStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not self._finished:  # perhaps in the middle of a step: only leave a note
-            self._llm._dropped.append(self.request_id)
 
 
 def _is_list_like(prompts: object) -> TypeGuard[str | ListLike[Any] | NDArray[Any]]:

@@ -6,18 +6,16 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from pellucid.core.capture import CaptureParams
+from pellucid.core.closing import Closing
 from pellucid.core.errors import CapacityError, InvalidRequestError, PellucidError, QueueFullError
-from pellucid.core.outputs import CompletionOutput, RequestOutput, TokenOutput
+from pellucid.core.outputs import CompletionOutput, RequestOutput
 from pellucid.core.sampling_params import SamplingParams
 from pellucid.engine.progress import GenerateProgress
 from pellucid.engine.request_intake import Prompt, RequestParams
-
-if TYPE_CHECKING:
-    from pellucid.engine.llm import LLM
+from pellucid.engine.shared_engine import Inbox, SharedEngine
 
 Request: TypeAlias = tuple[str | list[int] | Prompt, RequestParams]
 
@@ -27,7 +25,7 @@ WINDOW = 8
 """Requests of a GenerateStream that were taken and not yet given back, in the same multiples."""
 
 
-class OfflineRun:
+class OfflineRun(Closing):
     """The terminal replies to requests, as they come; those of the requests ahead of them may come later.
 
     A request that cannot be served gets a reply with its `error`, as one that fails does. An iterator of (number of the
@@ -39,20 +37,24 @@ class OfflineRun:
     """
 
     def __init__(
-        self, llm: LLM, requests: Iterator[Request], progress: GenerateProgress, capture: CaptureParams | None = None
+        self,
+        engine: SharedEngine,
+        requests: Iterator[Request],
+        progress: GenerateProgress,
+        capture: CaptureParams | None = None,
     ) -> None:
         self.num_taken = 0
         self.take_below: float = math.inf
-        self._llm = llm
+        self._engine = engine
         self._requests = requests
         self._progress = progress
         self._capture = capture
-        self._inbox: deque[TokenOutput | RequestOutput] = deque()
+        self._inbox = Inbox()
         self._refused: deque[tuple[int, RequestOutput]] = deque()
         self._postponed: tuple[int, Prompt, RequestParams] | None = None
         self._postponed_beside = 0  # how many others there were
         self._numbers: dict[str, int] = {}
-        self._max_in_flight = IN_FLIGHT * llm.config.scheduler.max_num_seqs
+        self._max_in_flight = IN_FLIGHT * engine.engine.scheduler.config.max_num_seqs
         self._exhausted = False
 
     def __iter__(self) -> OfflineRun:
@@ -71,25 +73,25 @@ class OfflineRun:
                 return self._refused.popleft()
             if not self._numbers:
                 raise StopIteration
-            with self._llm._exclusive():
+            with self._engine.exclusive():
                 if not self._inbox:  # another thread may have made the step
-                    self._llm._step()
+                    self._engine.step()
             self._progress.refresh(self)
 
     @property
     def num_running(self) -> int:
         """Sequences that run, those of other callers included."""
-        return len(self._llm._engine.scheduler.running)
+        return len(self._engine.engine.scheduler.running)
 
     @property
     def num_waiting(self) -> int:
         """Sequences that wait, those of other callers included."""
-        return len(self._llm._engine.scheduler.waiting)
+        return len(self._engine.engine.scheduler.waiting)
 
     def tokens_in_flight(self) -> tuple[int, int]:
         """Prompt tokens read and tokens generated of the requests that have not ended."""
         prompt_tokens = output_tokens = 0
-        scheduler = self._llm._engine.scheduler
+        scheduler = self._engine.engine.scheduler
         for sequence in (*scheduler.running, *scheduler.waiting):
             if sequence.group.request_id in self._numbers:
                 output_tokens += sequence.num_output_tokens
@@ -100,22 +102,14 @@ class OfflineRun:
     def close(self) -> None:
         """Abort what runs."""
         self._exhausted = True
-        with self._llm._exclusive(closing=True):
+        with self._engine.exclusive(closing=True):
             for request_id in self._numbers:
-                self._llm._abort(request_id)
+                self._engine.abort(request_id)
         self._numbers.clear()
         self._inbox.clear()
 
-    def __enter__(self) -> OfflineRun:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
-        self._llm._dropped.extend(self._numbers)  # perhaps in the middle of a step: only leave a note
+        self._engine.drop(self._numbers)
 
     def _take(self) -> None:
         """Take requests until the engine has enough of them, or one is refused."""
@@ -132,11 +126,11 @@ class OfflineRun:
             number = self.num_taken
             self.num_taken += 1
             try:
-                engine = self._llm._engine
+                intake = self._engine.engine.intake
                 if not isinstance(prompt, Prompt):  # else it was checked, and `params` too
-                    engine.intake.check_params(params, self._capture)
-                    prompt = engine.intake.prepare(prompt, params)
-                prepared = engine.intake.with_grammar(prompt, params)
+                    intake.check_params(params, self._capture)
+                    prompt = intake.prepare(prompt, params)
+                prepared = intake.with_grammar(prompt, params)
             except (InvalidRequestError, QueueFullError) as error:
                 self._refused.append((number, _refused(number, prompt, params, error)))
                 return
@@ -146,8 +140,8 @@ class OfflineRun:
         """Give a request to the engine, or postpone it while others hold the memory that its captures need."""
         self._postponed = None
         try:
-            with self._llm._exclusive():
-                request_id = self._llm._add(prompt, params, self._inbox, capture=self._capture)
+            with self._engine.exclusive():
+                request_id = self._engine.add(prompt, params, self._inbox, capture=self._capture)
         except CapacityError as error:
             if self._numbers:
                 self._postponed = (number, prompt, params)
@@ -160,7 +154,7 @@ class OfflineRun:
             self._numbers[request_id] = number
 
 
-class GenerateStream:
+class GenerateStream(Closing):
     """What `LLM.generate_iter` gives: one output a prompt, in order. An iterator and a context manager.
 
     Work is done while an output is waited for. At most WINDOW x `max_num_seqs` prompts are taken ahead of the outputs
@@ -169,11 +163,15 @@ class GenerateStream:
     """
 
     def __init__(
-        self, llm: LLM, requests: Iterator[Request], progress: GenerateProgress, capture: CaptureParams | None = None
+        self,
+        engine: SharedEngine,
+        requests: Iterator[Request],
+        progress: GenerateProgress,
+        capture: CaptureParams | None = None,
     ) -> None:
-        self._run = OfflineRun(llm, requests, progress, capture)
+        self._run = OfflineRun(engine, requests, progress, capture)
         self._progress = progress
-        self._window = WINDOW * llm.config.scheduler.max_num_seqs
+        self._window = WINDOW * engine.engine.scheduler.config.max_num_seqs
         self._run.take_below = self._window
         self._held: dict[int, RequestOutput] = {}
         self._wanted = 0
@@ -206,14 +204,6 @@ class GenerateStream:
         self._held.clear()
         if self._started:
             self._progress.stop()
-
-    def __enter__(self) -> GenerateStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if self._started:

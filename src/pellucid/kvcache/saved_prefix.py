@@ -25,12 +25,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.core.closing import Closing
 from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.errors import InvalidRequestError, PrefixFileError, StorageError
 from pellucid.core.validation import INT32_MAX
@@ -122,7 +122,7 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write {path} ({error.strerror}): save to another place", param="path")
 
 
-class PrefixFile:
+class PrefixFile(Closing):
     """A saved prefix, open; a context manager.
 
     Attributes:
@@ -185,14 +185,6 @@ class PrefixFile:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> PrefixFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _fail(path: Path, field: str, problem: str) -> NoReturn:

@@ -15,12 +15,12 @@ import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.core.closing import Closing
 from pellucid.core.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from pellucid.quant.formats import BlockFormat, row_bytes
 from pellucid.weights.tensor import WeightTensor
@@ -84,7 +84,7 @@ _OTHER_TENSOR_TYPES = {
 }
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open GGUF file; a context manager.
 
     Attributes:
@@ -132,14 +132,6 @@ class GGUFFile:
         """Drops the tensors and unmaps the file; views still held elsewhere stay valid and keep the mapping alive."""
         self.tensors = {}
         _unmap(self._mapping)
-
-    def __enter__(self) -> GGUFFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def require_unchanged(self) -> None:
         """Check that nobody has written to the file, or cut it short, since it was opened. Putting another file in its

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.core.closing import Closing
 from pellucid.core.errors import ModelFileError
 from pellucid.models.family import GGUFHeader
 from pellucid.models.registry import family_for_architecture
@@ -21,7 +21,7 @@ from pellucid.weights.tensor import WeightTensor
 from pellucid.weights.tensor_map import TensorSource, check_tensors, split_interleaved_heads, tensor_sources
 
 
-class ModelFile:
+class ModelFile(Closing):
     """An open model; a context manager.
 
     Attributes:
@@ -72,14 +72,6 @@ class ModelFile:
     def close(self) -> None:
         """Unmap the file; tensors still held elsewhere stay valid."""
         self._source.close()
-
-    def __enter__(self) -> ModelFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_model(path: str | os.PathLike[str]) -> ModelFile:

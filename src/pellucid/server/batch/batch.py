@@ -92,7 +92,7 @@ class Batch:
             StorageError: an answer could not be written.
             BackendError: the LLM was closed.
         """
-        with progress, OfflineRun(self._llm, self._requests(progress), progress) as run:
+        with progress, OfflineRun(self._llm.shared_engine, self._requests(progress), progress) as run:
             for number, reply in run:
                 pending, place = self._pending.pop(number)
                 pending.outputs[place] = reply
