@@ -48,8 +48,7 @@ class Server:
         self.backend = load_fake_backend(monkeypatch, GatedBackend)
         options = {"model": "fake", "served_model_names": ("m",), **settings}
         self.serving = Serving(ServerSettings(**options))
-        settings = self.serving.settings
-        self.engine = AsyncEngine("fake", max_waiting=settings.max_waiting, **settings.engine_options())
+        self.engine = AsyncEngine("fake", **self.serving.settings.engine_options())
         self.serving.set_ready(self.engine)
         self.status: int | None = None
         self.body = b""

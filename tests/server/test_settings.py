@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pellucid.core.config import ENGINE_DEFAULTS, EngineOptions, SpeculativeConfig
+from pellucid.core.config import ENGINE_DEFAULTS, SpeculativeConfig
 from pellucid.core.errors import InvalidRequestError
 from pellucid.server.settings import ApiKeys, ServerSettings
 
@@ -127,7 +127,8 @@ def test_engine_options_are_those_of_an_engine() -> None:
     settings = ServerSettings(threads=2, speculative="layer_skip", num_draft_tokens=3, draft_layers=[0, 1])  # type: ignore[arg-type]
     options = settings.engine_options()
     assert options["threads"] == 2
-    assert options.keys() == EngineOptions.__annotations__.keys()
+    assert options["max_waiting"] == 256
     assert options["speculative"] == SpeculativeConfig("layer_skip", 3, layers=[0, 1])
-    assert {**ServerSettings().engine_options()} == ENGINE_DEFAULTS
+    queue = {"max_waiting": 256, "max_queue_seconds": None}
+    assert ServerSettings().engine_options() == {**ENGINE_DEFAULTS, **queue}
     assert replace(settings, speculative=None, num_draft_tokens=None, draft_layers=None).speculative_config is None

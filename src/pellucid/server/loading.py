@@ -53,13 +53,7 @@ class Loading:
         settings = self._serving.settings
         try:
             self._serving.progress.stage = "load"
-            engine = AsyncEngine(
-                settings.model,
-                max_waiting=settings.max_waiting,
-                max_queue_seconds=settings.max_queue_seconds,
-                progress=self._note,
-                **settings.engine_options(),
-            )
+            engine = AsyncEngine(settings.model, progress=self._note, **settings.engine_options())
         except BaseException as error:
             self._tell(None, error)
         else:

@@ -29,6 +29,8 @@ MAX_NAMES = 64
 MAX_NAME_CHARACTERS = 256
 ANY = "*"
 MAX_STREAM_INTERVAL = 16
+QUEUE_LIMITS = ("max_waiting", "max_queue_seconds")
+"""What an AsyncEngine has beyond EngineOptions."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -186,9 +188,9 @@ class ServerSettings:
             if getattr(self, name) not in values:
                 raise refusal(name, getattr(self, name), f"one of {', '.join(values)}")
         self._set("draft_layers", None if self.draft_layers is None else tuple(self.draft_layers))
-        engine_config(
-            self.model, self.engine_options(), max_waiting=self.max_waiting, max_queue_seconds=self.max_queue_seconds
-        )
+        options = self.engine_options()
+        limits = {name: options.pop(name) for name in QUEUE_LIMITS}
+        engine_config(self.model, cast(EngineOptions, options), **limits)
 
     def _check_network(self) -> None:
         if not isinstance(self.host, str) or not _HOST.fullmatch(self.host):
@@ -237,8 +239,7 @@ class ServerSettings:
             layers=self.draft_layers,
         )
 
-    def engine_options(self) -> EngineOptions:
-        """The keyword arguments of the AsyncEngine that is to serve, but for the limits of its queue."""
-        options: Any = {name: getattr(self, name) for name in EngineOptions.__annotations__}
-        options["speculative"] = self.speculative_config
-        return cast(EngineOptions, options)
+    def engine_options(self) -> dict[str, Any]:
+        """The keyword arguments of the AsyncEngine that is to serve."""
+        names = (*EngineOptions.__annotations__, *QUEUE_LIMITS)
+        return {name: getattr(self, name) for name in names} | {"speculative": self.speculative_config}
