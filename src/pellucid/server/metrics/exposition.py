@@ -22,10 +22,6 @@ PHASES = ("schedule", "draft", "build", "forward", "sample", "postprocess")
 """Where the time of a step goes, as StepTimes names it."""
 
 
-def _one(value: float) -> Samples:
-    return {(): value}
-
-
 OF_SERVER: dict[Family, Callable[[ServerMetrics], Samples]] = {
     Family("pellucid_build_info", "gauge", "What runs; always 1.", ("version", "python")): lambda _: {
         (pellucid.__version__, platform.python_version()): 1
@@ -34,7 +30,7 @@ OF_SERVER: dict[Family, Callable[[ServerMetrics], Samples]] = {
         lambda server: {(route, str(status)): count for (route, status), count in server.http_requests.items()}
     ),
     Family("pellucid_http_requests_in_progress", "gauge", "HTTP requests that have not ended."): (
-        lambda server: _one(server.http_in_progress)
+        lambda server: server.http_in_progress
     ),
     Family("pellucid_http_request_duration_seconds", "histogram", "From head to end of the answer.", ("route",)): (
         lambda server: {(route,): histogram for route, histogram in server.http_seconds.items()}
@@ -43,25 +39,25 @@ OF_SERVER: dict[Family, Callable[[ServerMetrics], Samples]] = {
         lambda server: {(reason,): count for reason, count in server.finish_reasons.items()}
     ),
     Family("pellucid_request_queue_seconds", "histogram", "Of a request: from arrival until first scheduled."): (
-        lambda server: {(): server.queue_seconds}
+        lambda server: server.queue_seconds
     ),
     Family("pellucid_time_to_first_token_seconds", "histogram", "Of a request: from arrival to the first token."): (
-        lambda server: {(): server.ttft_seconds}
+        lambda server: server.ttft_seconds
     ),
     Family("pellucid_inter_token_latency_seconds", "histogram", "Between a token and the one before it."): (
-        lambda server: {(): server.token_seconds}
+        lambda server: server.token_seconds
     ),
     Family("pellucid_e2e_request_latency_seconds", "histogram", "Of a request: from arrival to the last token."): (
-        lambda server: {(): server.request_seconds}
+        lambda server: server.request_seconds
     ),
     Family("pellucid_request_prompt_tokens", "histogram", "Tokens of a request's prompt."): (
-        lambda server: {(): server.prompt_tokens}
+        lambda server: server.prompt_tokens
     ),
     Family("pellucid_request_output_tokens", "histogram", "Tokens generated for a request."): (
-        lambda server: {(): server.output_tokens}
+        lambda server: server.output_tokens
     ),
     Family("pellucid_event_loop_lag_seconds", "histogram", "How late the event loop gets to what is due."): (
-        lambda server: {(): server.lag_seconds}
+        lambda server: server.lag_seconds
     ),
 }
 """What a server can tell at any time."""
@@ -71,17 +67,17 @@ OF_MODEL: dict[Family, Callable[[Serving], Samples]] = {
         "pellucid_model_info", "gauge", "The model; always 1 for each of its names.", ("model_name", "backend")
     ): lambda serving: {(name, serving.engine.backend_name): 1 for name in serving.model.names},
     Family("pellucid_model_load_seconds", "gauge", "How long the model took to load."): (
-        lambda serving: _one(serving.load_seconds or 0.0)
+        lambda serving: serving.load_seconds or 0.0
     ),
     Family("pellucid_max_model_len_tokens", "gauge", "Most tokens of a prompt and its continuation together."): (
-        lambda serving: _one(serving.model.max_model_len)
+        lambda serving: serving.model.max_model_len
     ),
 }
 """What there is to tell once the model is loaded."""
 
 OF_ENGINE: dict[Family, Callable[[EngineMetrics], Samples]] = {
     Family("pellucid_requests_received_total", "counter", "Generation requests that were valid."): (
-        lambda engine: _one(engine.counters.requests_received)
+        lambda engine: engine.counters.requests_received
     ),
     Family("pellucid_requests_ended_total", "counter", "Those of them that have ended, by how.", ("outcome",)): (
         lambda engine: {
@@ -92,7 +88,7 @@ OF_ENGINE: dict[Family, Callable[[EngineMetrics], Samples]] = {
         }
     ),
     Family("pellucid_num_requests_unfinished", "gauge", "Generation requests that have not ended."): (
-        lambda engine: _one(engine.unfinished_requests)
+        lambda engine: engine.unfinished_requests
     ),
     Family("pellucid_num_sequences", "gauge", "Sequences in the batch, waiting, or paused for readers.", ("state",)): (
         lambda engine: {
@@ -101,29 +97,27 @@ OF_ENGINE: dict[Family, Callable[[EngineMetrics], Samples]] = {
             ("paused",): engine.paused_sequences,
         }
     ),
-    Family("pellucid_max_num_sequences", "gauge", "Most sequences in one step."): (
-        lambda engine: _one(engine.max_num_seqs)
-    ),
+    Family("pellucid_max_num_sequences", "gauge", "Most sequences in one step."): lambda engine: engine.max_num_seqs,
     Family("pellucid_prompt_tokens_total", "counter", "Tokens of the prompts that were begun."): (
-        lambda engine: _one(engine.counters.prompt_tokens)
+        lambda engine: engine.counters.prompt_tokens
     ),
     Family("pellucid_prefix_cache_hit_tokens_total", "counter", "Those of them found in the prefix cache."): (
-        lambda engine: _one(engine.counters.cached_tokens)
+        lambda engine: engine.counters.cached_tokens
     ),
     Family("pellucid_computed_tokens_total", "counter", "Tokens that went through the model."): (
-        lambda engine: _one(engine.counters.computed_tokens)
+        lambda engine: engine.counters.computed_tokens
     ),
     Family("pellucid_output_tokens_total", "counter", "Tokens generated."): (
-        lambda engine: _one(engine.counters.output_tokens)
+        lambda engine: engine.counters.output_tokens
     ),
     Family("pellucid_spec_decode_draft_tokens_total", "counter", "Tokens that were guessed and computed ahead."): (
-        lambda engine: _one(engine.counters.draft_tokens)
+        lambda engine: engine.counters.draft_tokens
     ),
     Family("pellucid_spec_decode_accepted_tokens_total", "counter", "Those of them that are in the output."): (
-        lambda engine: _one(engine.counters.accepted_tokens)
+        lambda engine: engine.counters.accepted_tokens
     ),
     Family("pellucid_preemptions_total", "counter", "Sequences put back to make room for others."): (
-        lambda engine: _one(engine.counters.preemptions)
+        lambda engine: engine.counters.preemptions
     ),
     Family("pellucid_kv_blocks", "gauge", "KV blocks; cached ones are free to who needs room.", ("state",)): (
         lambda engine: {
@@ -133,16 +127,14 @@ OF_ENGINE: dict[Family, Callable[[EngineMetrics], Samples]] = {
         }
     ),
     Family("pellucid_kv_cache_usage_ratio", "gauge", "Share of the KV blocks that sequences hold."): (
-        lambda engine: _one(engine.kv_cache_usage)
+        lambda engine: engine.kv_cache_usage
     ),
-    Family("pellucid_steps_total", "counter", "Steps that computed something."): (
-        lambda engine: _one(engine.counters.steps)
-    ),
+    Family("pellucid_steps_total", "counter", "Steps that computed something."): lambda engine: engine.counters.steps,
     Family("pellucid_scheduled_sequences_total", "counter", "Sequences in these steps, summed."): (
-        lambda engine: _one(engine.counters.scheduled_sequences)
+        lambda engine: engine.counters.scheduled_sequences
     ),
     Family("pellucid_batch_occupancy_ratio", "gauge", "Sequences in a step over the most there may be, on average."): (
-        lambda engine: _one(engine.occupancy)
+        lambda engine: engine.occupancy
     ),
     Family("pellucid_step_seconds_total", "counter", "Where the time of steps went.", ("phase",)): (
         lambda engine: {(phase,): getattr(engine.step_times, phase) for phase in PHASES}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 from pellucid.server.metrics.histogram import Histogram
 
-Samples: TypeAlias = Mapping[tuple[str, ...], float | Histogram]
-"""Values by the values of the labels."""
+Value: TypeAlias = float | Histogram
+Samples: TypeAlias = Value | Mapping[tuple[str, ...], Value]
+"""A value, or values by the values of the labels."""
+
+_CLASSES: Mapping[str, Callable[..., Any]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +41,12 @@ class Family:
 
     def expose(self, samples: Samples) -> Metric:
         """The metric with these values, as prometheus-client has it."""
-        if self.kind == "histogram":
-            return self._histogram(samples)
-        kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
-        family = kind(self.name, self.help, labels=self.labels)
-        for labels, value in samples.items():
-            assert not isinstance(value, Histogram)
-            family.add_metric(labels, value)
-        return family
+        family = _CLASSES[self.kind](self.name, self.help, labels=self.labels)
+        for labels, value in samples.items() if isinstance(samples, Mapping) else [((), samples)]:
+            family.add_metric(labels, *(_buckets(value) if isinstance(value, Histogram) else (value,)))
+        return cast(Metric, family)
 
-    def _histogram(self, samples: Samples) -> HistogramMetricFamily:
-        family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
-        for labels, histogram in samples.items():
-            assert isinstance(histogram, Histogram)
-            bounds = map(floatToGoString, (*histogram.bounds, float("inf")))
-            family.add_metric(labels, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum)
-        return family
+
+def _buckets(histogram: Histogram) -> tuple[list[tuple[str, int]], float]:
+    bounds = map(floatToGoString, (*histogram.bounds, float("inf")))
+    return list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum

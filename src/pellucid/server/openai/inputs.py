@@ -1,4 +1,4 @@
-"""Texts and token ids of a body that are to be read whole and not continued: encoded, checked, and not too many."""
+"""Texts and token ids of a body: one or many, and of those that are read and not continued, encoded and checked."""
 
 from __future__ import annotations
 

@@ -12,16 +12,14 @@ from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
-from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal, shown
+from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal
 from pellucid.server.chat.tools import ChatTurn, parse_chat_turn, render_chat
-from pellucid.server.json_fields import required
+from pellucid.server.json_fields import check_fields, check_neutral, read_object, required
 from pellucid.server.openai.fields import cache_salt, check_names, metadata, model_name, priority, without_nulls
+from pellucid.server.openai.inputs import input_list
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.server.served_model import ServedModel
 from pellucid.tokenizer.chat_template import check_template_kwargs
-
-MAX_PROMPTS = 2048
-"""Prompts of one completion request."""
 
 SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
     "max_tokens",
@@ -153,7 +151,7 @@ def parse_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationR
     echo = check_boolean("echo", body.get("echo", False))
     max_tokens = check_integer("max_tokens", body.get("max_tokens", 16), 0 if echo else 1, INT32_MAX)
     params = _sampling_params(body, max_tokens=max(1, max_tokens), logprobs=body.get("logprobs"), echo=echo)
-    prompts = _prompts(required("", body, "prompt"))
+    prompts = input_list("prompt", required("", body, "prompt"))
     request = _request(body, model, prompts, params, is_chat=False, is_prompt_only=max_tokens == 0)
     if request.stream and request.is_prompt_only:
         raise InvalidRequestError("with max_tokens 0 nothing comes that could be streamed", param="stream")
@@ -185,20 +183,14 @@ def _request(
 
 
 def _include_usage(body: Mapping[str, Any], *, stream: bool) -> bool:
-    options = body.get("stream_options", {})
-    if not isinstance(options, dict):
-        raise refusal("stream_options", options, "an object")
+    options = read_object("stream_options", body.get("stream_options", {}))
     if "stream_options" in body and not stream:
         raise InvalidRequestError("stream_options needs stream: true", param="stream_options")
-    found = {"include_usage": False, "continuous_usage_stats": False, "include_obfuscation": False}
-    for name, value in options.items():
-        if name not in found:
-            raise InvalidRequestError(f"{shown(name)} is not a field of stream_options", param=f"stream_options.{name}")
-        if value is not None:
-            found[name] = check_boolean(f"stream_options.{name}", value)
-            if found[name] and name != "include_usage":
-                raise InvalidRequestError(f"{name} is not supported: leave it out", param=f"stream_options.{name}")
-    return found["include_usage"]
+    unsupported = ("continuous_usage_stats", "include_obfuscation")
+    check_fields("stream_options", options, ("include_usage", *unsupported))
+    for name in unsupported:
+        check_neutral(f"stream_options.{name}", options.get(name, False), (False,))
+    return check_boolean("stream_options.include_usage", options.get("include_usage", False))
 
 
 def _within_limit(params: SamplingParams, num_prompts: int, max_output_tokens: int | None) -> SamplingParams:
@@ -251,19 +243,3 @@ def _logit_bias(biases: Any) -> dict[int, Any]:
     if len({int(token_id) for token_id in biases}) < len(biases):
         raise InvalidRequestError("logit_bias names a token id twice", param="logit_bias")
     return {int(token_id): bias for token_id, bias in biases.items()}
-
-
-def _prompts(prompt: Any) -> list[str | list[int]]:
-    expected = f"a string, token ids, or a list of up to {MAX_PROMPTS} of these"
-    if isinstance(prompt, str):
-        return [prompt]
-    if not isinstance(prompt, list) or not prompt:
-        raise refusal("prompt", prompt, expected)
-    if isinstance(prompt[0], int):
-        return [prompt]
-    if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequestError(f"prompt must be {expected}, not {len(prompt)} of them", param="prompt")
-    for each in prompt:
-        if not isinstance(each, (str, list)):
-            raise refusal("prompt", each, expected)
-    return prompt

@@ -9,7 +9,8 @@ from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.structured_outputs import StructuredOutputsParams
-from pellucid.core.validation import check_boolean, refusal, shown
+from pellucid.core.validation import check_boolean
+from pellucid.server.json_fields import check_fields, read_choice, read_object, read_schema, read_string, required
 
 GUIDED_FIELDS = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar", "whitespace_pattern")}
 RESPONSE_FORMAT_FIELDS = frozenset(("response_format", "structured_outputs", *GUIDED_FIELDS))
@@ -35,40 +36,21 @@ def structured_outputs(body: Mapping[str, Any]) -> StructuredOutputsParams | Non
         raise InvalidRequestError(f"{other} and {name} ask for two things: give one", param=name)
     if guided:
         return StructuredOutputsParams(**guided)
-    if not isinstance(structured, dict):
-        raise refusal("structured_outputs", structured, "an object")
-    _check_fields("structured_outputs", structured, {field.name for field in fields(StructuredOutputsParams)})
-    return StructuredOutputsParams(**{name: value for name, value in structured.items() if value is not None})
+    given = read_object("structured_outputs", structured)
+    check_fields("structured_outputs", given, {field.name for field in fields(StructuredOutputsParams)})
+    return StructuredOutputsParams(**given)
 
 
 def _of_response_format(response_format: Any) -> StructuredOutputsParams | None:
-    if not isinstance(response_format, dict):
-        raise refusal("response_format", response_format, "an object")
-    kind = response_format.get("type")
-    if kind == "text":
-        _check_fields("response_format", response_format, {"type"})
-        return None
-    if kind == "json_object":
-        _check_fields("response_format", response_format, {"type"})
-        return StructuredOutputsParams(json_object=True)
+    fields = read_object("response_format", response_format)
+    kind = read_choice("response_format.type", fields.get("type"), ("text", "json_object", "json_schema"))
     if kind != "json_schema":
-        raise refusal("response_format.type", kind, '"text", "json_object" or "json_schema"')
-    _check_fields("response_format", response_format, {"type", "json_schema"})
-    described = response_format.get("json_schema")
-    if not isinstance(described, dict):
-        raise refusal("response_format.json_schema", described, "an object with a name and a schema")
-    _check_fields("response_format.json_schema", described, JSON_SCHEMA_FIELDS)
-    if not isinstance(described.get("name"), str):
-        raise refusal("response_format.json_schema.name", described.get("name"), "a string")
-    if described.get("strict") is not None:
-        check_boolean("response_format.json_schema.strict", described["strict"])
-    schema = described.get("schema")
-    if not isinstance(schema, dict):
-        raise refusal("response_format.json_schema.schema", schema, "a JSON schema, an object")
-    return StructuredOutputsParams(json=schema)
-
-
-def _check_fields(name: str, found: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
-    for field in found:
-        if field not in known:
-            raise InvalidRequestError(f"{shown(field)} is not a field of {name}", param=f"{name}.{field}")
+        check_fields("response_format", fields, ("type",))
+        return None if kind == "text" else StructuredOutputsParams(json_object=True)
+    check_fields("response_format", fields, ("type", "json_schema"))
+    path = "response_format.json_schema"
+    described = read_object(path, required("response_format", fields, "json_schema"))
+    check_fields(path, described, JSON_SCHEMA_FIELDS)
+    read_string(f"{path}.name", required(path, described, "name"))
+    check_boolean(f"{path}.strict", described.get("strict", True))
+    return StructuredOutputsParams(json=read_schema(f"{path}.schema", required(path, described, "schema")))

@@ -14,7 +14,7 @@ from pellucid.server.openai.inputs import MAX_INPUTS
 from pellucid.server.openai.score import LABEL_FIELDS
 from pellucid.server.openai.score import NEUTRAL as NEUTRAL_OF_SCORE
 from pellucid.server.openai.tokenization import NEUTRAL as NEUTRAL_OF_TOKENIZE
-from pellucid.server.openapi.completions import (
+from pellucid.server.openapi.fields import (
     MODEL,
     extension_properties,
     label_properties,

@@ -6,7 +6,7 @@ from pellucid.core.sampling_params import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from pellucid.core.validation import INT32_MAX
 from pellucid.server.anthropic.requests import LEAST_BUDGET_TOKENS, NEUTRAL, NEUTRAL_OF_TOOLS, PROMPT_FIELDS
 from pellucid.server.openai.chat_body import EXTENSION_FIELDS
-from pellucid.server.openapi.completions import CACHE_CONTROL, MODEL, extension_properties, neutral_properties
+from pellucid.server.openapi.fields import CACHE_CONTROL, MODEL, extension_properties, neutral_properties
 from pellucid.server.openapi.operation import (
     EVENTS,
     JSON,

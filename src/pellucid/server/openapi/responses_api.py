@@ -15,7 +15,7 @@ from pellucid.server.openai.responses_api_requests import (
     NEUTRAL_OF_REASONING,
     NEUTRAL_OF_TOOLS,
 )
-from pellucid.server.openapi.completions import (
+from pellucid.server.openapi.fields import (
     METADATA,
     MODEL,
     extension_properties,
