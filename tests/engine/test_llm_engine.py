@@ -22,6 +22,7 @@ from pellucid.kvcache.block_pool import CacheIntegrityError
 from tests.support.engines import answer_alone, check_stream, make_engine
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import EOS, FakeTokenizer
+from tests.support.random_play import play
 from tests.support.schedules import random_transforms
 
 WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 100, 100, 30), (None, 1), (70,), (None, None, 200), (128, 2)]
@@ -71,24 +72,8 @@ def test_random_schedules_never_change_an_answer(schedule: int) -> None:
         max_num_batched_tokens=rng.choice([max_num_seqs, 17, 64, 300]),
         enable_prefix_caching=rng.random() < 0.8,
     )
-    requests = {}
-    aborted = set()
-    for number in range(12):
-        request_id = f"request-{number}"
-        requests[request_id] = (random_prompt(rng), random_params(rng))
-        priority = rng.choice([0, 0, 1, -1])
-        stream = rng.random() < 0.5 and requests[request_id][1].best_of is None
-        engine.add_request(request_id, *requests[request_id], priority=priority, stream=stream)
-        for _ in range(rng.choice([0, 0, 1, 3, 20])):
-            engine.step()
-            if rng.random() < 0.1:
-                engine.scheduler.preempt_last()
-        if rng.random() < 0.2:
-            victim = rng.choice(list(requests))
-            if engine.abort(victim) is not None:
-                aborted.add(victim)
-    engine.run()
-    assert set(engine.replies) == set(requests)
+    requests = {f"request-{number}": (random_prompt(rng), random_params(rng)) for number in range(12)}
+    aborted = play(engine, requests, rng)
     for request_id, (prompt, params) in requests.items():
         reply = engine.replies[request_id]
         alone = answer_alone(prompt, params, seed=0, max_model_len=500, windows=windows)

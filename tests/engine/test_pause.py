@@ -16,6 +16,7 @@ from pellucid.engine.scheduler import Scheduler
 from pellucid.kvcache.block_pool import CacheIntegrityError
 from tests.support.engines import CheckedEngine, answer_alone, make_engine
 from tests.support.fake_backend import VOCAB_SIZE
+from tests.support.random_play import play
 
 GREEDY = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
 
@@ -32,30 +33,14 @@ def run_random_schedule(seed: int) -> CheckedEngine:
         enable_prefix_caching=rng.random() < 0.8,
     )
     requests: dict[str, tuple[list[int], SamplingParams]] = {}
-    aborted = set()
     for number in range(12):
         prompt = [7] * rng.choice([0, 64, 200]) + [rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(1, 70))]
         params = SamplingParams(max_tokens=rng.choice([2, 20, 90]), n=rng.choice([1, 1, 3]), seed=number)
         requests[str(number)] = (prompt, params)
-        engine.add_request(str(number), prompt, params, priority=rng.choice([0, 0, 1]), stream=rng.random() < 0.5)
-        for _ in range(rng.choice([1, 3, 20])):
-            engine.step()
-            name = rng.choice(list(requests))
-            rng.choice([engine.pause, engine.resume, lambda name: None])(name)
-            engine.scheduler.check_integrity()
-            if rng.random() < 0.05:
-                engine.scheduler.preempt_last()
-            if rng.random() < 0.03 and engine.abort(name) is not None:
-                aborted.add(name)
-    while engine.has_unfinished():
-        if not engine.has_work() or rng.random() < 0.1:
-            engine.resume(rng.choice(list(engine._groups)))
-        engine.step()
+    aborted = play(engine, requests, rng, preempt=0.05, pause=0.3)
     for name, (prompt, params) in requests.items():
         if name not in aborted:
             assert engine.replies[name].outputs == answer_alone(prompt, params, seed=0, max_model_len=500).outputs
-    assert set(engine.replies) == set(requests)
-    assert engine.scheduler.cache.pool.num_used == 0
     return engine
 
 

@@ -22,6 +22,7 @@ from tests.support.engines import CheckedEngine, answer_alone, check_stream, loa
 from tests.support.fake_backend import VOCAB_SIZE, FakeBackend
 from tests.support.fake_tokenizer import EOS
 from tests.support.mutants import mutant
+from tests.support.random_play import play
 
 WINDOWS: list[tuple[int | None, ...]] = [(None,), (None, 100, 30), (70,)]
 
@@ -69,29 +70,8 @@ def random_schedule(schedule: int) -> CheckedEngine:
         max_num_batched_tokens=rng.choice([max_num_seqs, 17, 64, 300]),
         enable_prefix_caching=rng.random() < 0.8,
     )
-    requests = {}
-    aborted = set()
-    for number in range(10):
-        request_id = f"request-{number}"
-        requests[request_id] = (random_prompt(rng), random_params(rng))
-        priority = rng.choice([0, 0, 1, -1])
-        engine.add_request(request_id, *requests[request_id], priority=priority, stream=rng.random() < 0.5)
-        for _ in range(rng.choice([0, 0, 1, 3, 20])):
-            engine.step()
-            if rng.random() < 0.1:
-                engine.scheduler.preempt_last()
-            if rng.random() < 0.1:
-                engine.pause(rng.choice(list(requests)))
-            if rng.random() < 0.1:
-                engine.resume(rng.choice(list(requests)))
-        if rng.random() < 0.2:
-            victim = rng.choice(list(requests))
-            if engine.abort(victim) is not None:
-                aborted.add(victim)
-    for request_id in requests:
-        engine.resume(request_id)
-    engine.run()
-    assert set(engine.replies) == set(requests)
+    requests = {f"request-{number}": (random_prompt(rng), random_params(rng)) for number in range(10)}
+    aborted = play(engine, requests, rng, pause=0.1)
     for request_id, (prompt, params) in requests.items():
         if request_id not in aborted:
             alone = answer_alone(prompt, params, seed=0, max_model_len=320, windows=windows)

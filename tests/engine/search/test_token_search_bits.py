@@ -17,6 +17,7 @@ from tests.support.engines import make_engine
 from tests.support.fake_backend import VOCAB_SIZE
 from tests.support.fake_tokenizer import FakeTokenizer
 from tests.support.mutants import mutant
+from tests.support.random_play import play
 from tests.support.schedules import SCHEDULES, Request, Run, random_requests, run, run_alone
 from tests.support.tiny_models import load_tiny, write_tiny_model
 from tests.support.token_searches import CONTRASTIVE, GUIDED, PROMPT, answered, is_forgotten
@@ -163,7 +164,6 @@ def run_random_schedule(seed: int) -> int:
         enable_prefix_caching=rng.random() < 0.8,
     )
     requests: dict[str, tuple[list[int], SamplingParams]] = {}
-    aborted = set()
     for number in range(12):
         prompt = [7] * rng.choice([0, 64, 130]) + [rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(1, 50))]
         max_tokens = rng.choice([1, 7, 30])
@@ -175,22 +175,8 @@ def run_random_schedule(seed: int) -> int:
                 SamplingParams(max_tokens=max_tokens, seed=number, dola_layers=[0]),
             ]
         )
-        name = str(number)
-        requests[name] = (prompt, params)
-        engine.add_request(name, prompt, params, priority=rng.choice([0, 0, 1]), stream=rng.random() < 0.5)
-        for _ in range(rng.choice([1, 3, 20])):
-            engine.step()
-            name = rng.choice(list(requests))
-            rng.choice([engine.pause, engine.resume, lambda name: None])(name)
-            engine.scheduler.check_integrity()
-            if rng.random() < 0.1:
-                engine.scheduler.preempt_last()
-            if rng.random() < 0.03 and engine.abort(name) is not None:
-                aborted.add(name)
-    while engine.has_unfinished():
-        if not engine.has_work() or rng.random() < 0.1:
-            engine.resume(rng.choice(list(engine._groups)))
-        engine.step()
+        requests[str(number)] = (prompt, params)
+    aborted = play(engine, requests, rng, pause=0.3)
     for name, (prompt, params) in requests.items():
         if name not in aborted:
             one = make_engine(num_blocks=60, max_model_len=300, max_num_batched_tokens=400)
@@ -198,7 +184,6 @@ def run_random_schedule(seed: int) -> int:
             one.run()
             assert engine.replies[name].outputs == one.replies[name].outputs, (seed, name)
     assert is_forgotten(engine)
-    engine.scheduler.check_idle()
     return sum(reply.metrics.preemptions for reply in engine.replies.values())
 
 
