@@ -29,7 +29,7 @@ from pellucid.client.openai import OpenAIClient
 from pellucid.engine.async_engine import AsyncEngine
 from pellucid.server.app import create_app
 from pellucid.server.listening import bind, url_of
-from pellucid.server.run import WebServer, web_config
+from pellucid.server.run import WebServer, short_turns, web_config
 from pellucid.server.serving import Serving
 from pellucid.server.settings import ServerSettings
 from pellucid.weights.catalog import DEFAULT_MODEL
@@ -186,7 +186,8 @@ async def measure_all(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    return asyncio.run(measure_all(args))
+    with short_turns():
+        return asyncio.run(measure_all(args))
 
 
 def print_result(result: dict[str, Any]) -> None:

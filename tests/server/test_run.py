@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import pytest
 
 from pellucid.core.errors import ModelFileError
 from pellucid.server import loading, run
+from pellucid.server.config import resolve
 from pellucid.server.listening import bind
 from pellucid.server.logs import logging_to
 from pellucid.server.run import Runner
@@ -297,3 +299,18 @@ def test_an_address_that_others_reach_is_warned_of() -> None:
     assert log.getvalue() == ""
     asyncio.run(start(ServerSettings(host="0.0.0.0")))
     assert "--api-key" in log.getvalue()
+
+
+def test_threads_take_short_turns_while_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the event loop need not wait for the parsers of long bodies."""
+    usual = sys.getswitchinterval()
+    found: list[float] = []
+
+    async def note(self: Runner) -> int:
+        found.append(sys.getswitchinterval())
+        return 0
+
+    monkeypatch.setattr(Runner, "run", note)
+    assert run.serve(resolve({"port": "0"}, {})) == 0
+    assert found == [pytest.approx(run.TURN_SECONDS)]
+    assert run.TURN_SECONDS < usual == sys.getswitchinterval()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
-from pellucid.tokenizer import Tokenizer, byte_pair_encoding
+from pellucid.tokenizer import Tokenizer
+from pellucid.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, TokenType
 from pellucid.weights import catalog
 from pellucid.weights.gguf import GGUFFile
@@ -24,13 +28,30 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_gguf(file.metadata)
 
 
-def encode_by_library_only(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> None:
-    """Makes encoding take the library's encoder, which it else leaves to long pieces, for every piece."""
-    monkeypatch.setattr(byte_pair_encoding, "LONG_PIECE", 0)
-    tokenizer.prepare_library()
-    encoder = tokenizer._encoder._bpe  # type: ignore[attr-defined]
-    assert encoder._library is not None
-    monkeypatch.setattr(encoder, "_encode_piece", None)
+def library_encoder(metadata: Mapping[str, Any]) -> Callable[[str], list[int]]:
+    """What the `tokenizers` library makes of text with a byte-level vocabulary; an oracle."""
+    pre_tokenizer = PRE_TOKENIZERS[metadata["tokenizer.ggml.pre"]]
+    kinds = metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(metadata["tokenizer.ggml.tokens"]))
+    tokens = enumerate(metadata["tokenizer.ggml.tokens"])
+    library = tokenizers.Tokenizer(
+        models.BPE(
+            {token: token_id for token_id, token in tokens if kinds[token_id] == TokenType.NORMAL},
+            [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]],
+            ignore_merges=pre_tokenizer.ignore_merges,
+        )
+    )
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre_tokenizer.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
 
 
 def vocabulary_path(name: str) -> Path:

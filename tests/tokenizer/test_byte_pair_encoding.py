@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.tokenizer import byte_pair_encoding
-from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, EncodePiece, PairRank, merge_symbols
+from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, PairRank, merge_symbols
 
 
 def merged_by_definition(symbols: list[str], pair_rank: PairRank) -> list[str]:
@@ -55,39 +56,64 @@ def test_takes_time_in_proportion_to_its_text() -> None:
     assert calls < 4 * 50_000
 
 
-class Library:
-    """Stands for the library's encoder, and counts how often it is built."""
-
-    def __init__(self) -> None:
-        self.built = 0
-
-    def build(self) -> EncodePiece:
-        self.built += 1
-        return lambda piece: [-len(piece)]
+symbols = st.text("abc", max_size=60) | st.lists(st.sampled_from(["a", "b", "c", "aa", "<0x0A>"]), max_size=60)
+windows = st.tuples(st.integers(2, 12), st.integers(0, 6))
 
 
-def encoder(library: Library) -> BytePairEncoder:
-    return BytePairEncoder(str.split, lambda piece: [len(piece)], library.build)
+def check_windows(text: Sequence[str], ranks: dict[str, int], sizes: tuple[int, int]) -> None:
+    def pair_rank(left: str, right: str) -> int | None:
+        return ranks.get(left + right)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(byte_pair_encoding, "WINDOW", sizes[0])
+        patched.setattr(byte_pair_encoding, "MARGIN", sizes[1])
+        assert merge_symbols(text, pair_rank) == merged_by_definition(list(text), pair_rank)
 
 
-def test_long_pieces_go_to_the_library_once_there_are_enough() -> None:
-    library = Library()
-    encode = encoder(library).encode
-    long = "a" * (byte_pair_encoding.LONG_PIECE + 1)
-    assert encode(f"one {long} three") == [3, len(long), 5]
-    assert encode("one " * byte_pair_encoding.HAND_OVER_CHARACTERS)[-1] == 3
-    assert library.built == 0
-    very_long = "a" * byte_pair_encoding.HAND_OVER_CHARACTERS
-    assert encode(f"one {very_long} {long} three") == [3, -len(very_long), -len(long), 5]
-    assert encode(long) == [-len(long)]
-    assert library.built == 1
+@given(symbols, merge_tables, windows)
+def test_windows_change_nothing(text: Sequence[str], ranks: dict[str, int], sizes: tuple[int, int]) -> None:
+    check_windows(text, ranks, sizes)
 
 
-def test_goes_on_alone_where_the_library_cannot() -> None:
-    alone = BytePairEncoder(str.split, lambda piece: [len(piece)], lambda: None)
-    alone.prepare_library()
-    long = "a" * (byte_pair_encoding.HAND_OVER_CHARACTERS + 1)
-    assert alone.encode(f"one {long} one") == [3, len(long), 3]
+# What the first a becomes is decided at the other end.
+FROM_THE_RIGHT = {"ab": 0, **{"a" * number + "ab": number for number in range(1, 30)}}
+
+
+def test_a_window_begins_earlier_where_its_beginning_merges_with_what_is_before() -> None:
+    check_windows("a" * 29 + "b", FROM_THE_RIGHT, (8, 2))
+    assert merge_symbols("a" * 29 + "b", lambda left, right: FROM_THE_RIGHT.get(left + right)) == ["a" * 29 + "b"]
+
+
+def test_a_mutant_that_does_not_look_where_windows_meet_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_pair_encoding, "_stay_apart", lambda *_: True)
+    with pytest.raises(AssertionError):
+        check_windows("a" * 29 + "b", FROM_THE_RIGHT, (8, 2))
+
+
+def test_no_merge_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    merge = byte_pair_encoding._merge_at_once
+
+    def noting(text: Sequence[str], pair_rank: PairRank) -> list[str]:
+        lengths.append(len(text))
+        return merge(text, pair_rank)
+
+    def pair_rank(left: str, right: str) -> int | None:
+        return len(left) + len(right) if len(left) + len(right) <= 16 else None
+
+    monkeypatch.setattr(byte_pair_encoding, "_merge_at_once", noting)
+    for text in ("a" * 50_000, "ab" * 25_000, "abcdefg" * 7000):
+        lengths.clear()
+        assert "".join(merge_symbols(text, pair_rank)) == text
+        assert max(lengths) <= byte_pair_encoding.WINDOW
+        assert sum(lengths) < 1.1 * len(text)
+
+
+def test_of_equal_symbols_there_is_one() -> None:
+    """So that to free a million of them takes no time."""
+    found = merge_symbols("ab" * 10_000, lambda left, right: 0 if left + right == "ab" else None)
+    assert found == ["ab"] * 10_000
+    assert len({id(symbol) for symbol in found}) < byte_pair_encoding.WINDOW
 
 
 def test_each_word_is_merged_once() -> None:
@@ -97,14 +123,21 @@ def test_each_word_is_merged_once() -> None:
         merged.append(piece)
         return [len(piece)]
 
-    tested = BytePairEncoder(str.split, encode_piece, lambda: None)
+    tested = BytePairEncoder(str.split, encode_piece)
     assert tested.encode("one two one") == tested.encode("one one two") == [3, 3, 3]
     assert merged == ["one", "two"]
 
 
 def test_forgets_words_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_pair_encoding, "_MAX_CACHED_PIECES", 10)
-    tested = encoder(Library())
+    tested = BytePairEncoder(str.split, lambda piece: [len(piece)])
     for number in range(100):
         tested.encode(str(number))
         assert len(tested._cache) <= 10
+
+
+def test_does_not_remember_long_pieces() -> None:
+    tested = BytePairEncoder(str.split, lambda piece: [len(piece)])
+    long = "a" * (byte_pair_encoding.LONG_PIECE + 1)
+    assert tested.encode(f"one {long}") == [3, len(long)]
+    assert list(tested._cache) == ["one"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 
 from pellucid.core.errors import InvalidRequestError, ModelFileError
-from pellucid.tokenizer import Tokenizer, encoders
+from pellucid.tokenizer import Tokenizer, byte_pair_encoding, encoders
 from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, SPACE_SYMBOL, TokenType
 from pellucid.weights.gguf import GGUFFile
 from tests.support.sentencepiece_oracle import gguf_metadata, model_proto
 from tests.support.texts import texts
-from tests.support.tokenizers import SHARED, VOCABULARIES, encode_by_library_only, model_path, vocabulary_path
+from tests.support.tokenizers import SHARED, VOCABULARIES, library_encoder, model_path, vocabulary_path
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -49,15 +50,40 @@ def metadata_of(path: Path) -> dict[str, Any]:
         return dict(file.metadata)
 
 
-@pytest.mark.parametrize("name", VOCABULARIES)
-def test_the_library_and_the_merge_loop_agree(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+LONG = [
+    "a" * 30_000,
+    " " * 30_000,
+    "日本語" * 8000,
+    "<" * 20_000,
+    "a\n " * 5000,
+    "".join(random.Random(7).choices("abcdefghijklmnopqrstuvwxyzABCXYZ", k=30_000)),
+    "".join(random.Random(8).choices(["the", "of", "and", "to", "in", "is", "you", "that", "it"], k=6000)),
+    "".join(map(chr, random.Random(9).choices(range(0x4E00, 0x9FA5), k=8000))),
+    "\x04é\u0301😀" * 5000,
+]
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2"])
+def test_ids_are_those_of_the_library(name: str) -> None:
     metadata = metadata_of(vocabulary_path(name))
-    loop, library = Tokenizer.from_gguf(metadata), Tokenizer.from_gguf(metadata)
-    sample = list(texts(3, 600))
-    expected = [plain(loop, text) for text in sample]
-    encode_by_library_only(monkeypatch, library)
-    for text, ids in zip(sample, expected, strict=True):
-        assert plain(library, text) == ids, text
+    tokenizer, expected = Tokenizer.from_gguf(metadata), library_encoder(metadata)
+    for text in [*texts(3, 600), *LONG]:
+        assert plain(tokenizer, text) == expected(text), text[:100]
+
+
+def test_long_texts_of_a_real_model() -> None:
+    metadata = metadata_of(model_path("smollm2-135m-instruct"))
+    tokenizer, expected = Tokenizer.from_gguf(metadata), library_encoder(metadata)
+    for text in LONG:
+        assert plain(tokenizer, text) == expected(text), text[:100]
+
+
+def test_a_mutant_that_does_not_look_where_windows_meet_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_pair_encoding, "_stay_apart", lambda *_: True)
+    monkeypatch.setattr(byte_pair_encoding, "MARGIN", 0)
+    metadata = metadata_of(vocabulary_path("gpt-2"))
+    tokenizer, expected = Tokenizer.from_gguf(metadata), library_encoder(metadata)
+    assert any(plain(tokenizer, text) != expected(text) for text in LONG)
 
 
 @pytest.mark.parametrize("name", ["llama-spm", "gemma-3-270m"])
@@ -69,6 +95,8 @@ def test_ids_are_those_of_sentencepiece(name: str) -> None:
     for text, ids in zip(sample, oracle.encode(sample), strict=True):
         assert plain(tokenizer, text) == ids, text
         assert tokenizer.decode(ids) == oracle.decode(ids) == text
+    for text in LONG:
+        assert plain(tokenizer, text) == oracle.encode(text), text[:100]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +109,6 @@ def corpus() -> str:
 @pytest.mark.parametrize("remove_extra_whitespaces", [False, True])
 @pytest.mark.parametrize("split_by_whitespace", [False, True])
 def test_models_trained_by_sentencepiece(
-    monkeypatch: pytest.MonkeyPatch,
     corpus: str,
     byte_fallback: bool,
     add_dummy_prefix: bool,
@@ -109,11 +136,7 @@ def test_models_trained_by_sentencepiece(
         "tokenizer.ggml.remove_extra_whitespaces": remove_extra_whitespaces,
     }
     tokenizer = Tokenizer.from_gguf(metadata)
-    sample = list(texts(6, 400))
-    for text in sample:
-        assert plain(tokenizer, text) == oracle.encode(text), text
-    encode_by_library_only(monkeypatch, tokenizer)
-    for text in sample:
+    for text in texts(6, 400):
         assert plain(tokenizer, text) == oracle.encode(text), text
 
 
@@ -140,8 +163,6 @@ def test_equal_scores_take_the_leftmost_pair() -> None:
     oracle = sentencepiece.SentencePieceProcessor(
         model_proto=model_proto(sentencepiece_metadata(tokens, add_space_prefix=False, unknown_token_id=0))
     )
-    tokenizer.prepare_library()
-    assert tokenizer._encoder._bpe._library is None, "no list of merges says what equal scores say"  # type: ignore[attr-defined]
     for text in ("abc", "bca", "cabcab", "bcabca"):
         assert plain(tokenizer, text) == oracle.encode(text)
 
@@ -162,14 +183,11 @@ def test_the_space_prefix_goes_before_each_stretch_of_text() -> None:
 ALPHABET = list(BYTE_LEVEL_ALPHABET)
 
 
-def test_a_byte_without_a_token_gives_no_id_and_does_not_part_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_byte_without_a_token_gives_no_id_and_does_not_part_its_neighbours() -> None:
     tokens = [character for character in ALPHABET if character != BYTE_LEVEL_ALPHABET[4]] + ["!!"]
     metadata = byte_level_metadata(tokens, ["! !"])
     tokenizer = Tokenizer.from_gguf(metadata)
-    for by_library in (False, True):
-        if by_library:
-            encode_by_library_only(monkeypatch, tokenizer)
-        assert [tokenizer.id_to_token(i) for i in plain(tokenizer, "!\x04!")] == ["!!"]
+    assert [tokenizer.id_to_token(i) for i in plain(tokenizer, "!\x04!")] == ["!!"]
 
 
 def test_whole_words_before_merges_only_where_the_pre_tokenizer_says_so() -> None:
@@ -191,8 +209,6 @@ def test_merges_that_build_no_token() -> None:
     tokenizer = Tokenizer.from_gguf(byte_level_metadata(ALPHABET, ["a b"]))
     with pytest.raises(ModelFileError, match="'ab', which is not a token"):
         plain(tokenizer, "ab")
-    with pytest.raises(ModelFileError, match="do not fit the vocabulary"):
-        tokenizer.prepare_library()
 
 
 def test_text_that_no_token_can_spell_is_refused() -> None:

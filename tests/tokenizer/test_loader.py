@@ -10,7 +10,7 @@ from pellucid.tokenizer import Tokenizer
 from pellucid.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, TokenType
 from tests.support.texts import texts
-from tests.support.tokenizers import VOCABULARIES, encode_by_library_only, gguf_tokenizer, vocabulary_path
+from tests.support.tokenizers import VOCABULARIES, gguf_tokenizer, vocabulary_path
 
 
 def expectations(name: str) -> list[tuple[str, list[int]]]:
@@ -23,11 +23,8 @@ def expectations(name: str) -> list[tuple[str, list[int]]]:
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-@pytest.mark.parametrize("by_library", [False, True])
-def test_ids_of_the_shared_vocabularies(monkeypatch: pytest.MonkeyPatch, name: str, by_library: bool) -> None:
-    tokenizer = gguf_tokenizer.__wrapped__(vocabulary_path(name))
-    if by_library:
-        encode_by_library_only(monkeypatch, tokenizer)
+def test_ids_of_the_shared_vocabularies(name: str) -> None:
+    tokenizer = gguf_tokenizer(vocabulary_path(name))
     for text, ids in expectations(name):
         assert tokenizer.encode(text, add_special_tokens=False) == ids, text
 
@@ -141,25 +138,25 @@ def test_pre_tokenizers_lose_nothing(name: str) -> None:
 
 
 PIECES = [
-    ("gpt-2", "it's 123 abc  x\n", ["it", "'s", "Ġ123", "Ġabc", "Ġ", "Ġx", "Ċ"]),
-    ("smollm", "a 123 4", ["a", "Ġ", "1", "2", "3", "Ġ", "4"]),
-    ("llama-bpe", "I'LL pay 12345\n\n x", ["I", "'LL", "Ġpay", "Ġ", "123", "45", "ĊĊ", "Ġx"]),
-    ("qwen2", "(foo) 123", ["(foo", ")", "Ġ", "1", "2", "3"]),
+    ("gpt-2", "it's 123 abc  x\n", ["it", "'s", " 123", " abc", " ", " x", "\n"]),
+    ("smollm", "a 123 4", ["a", " ", "1", "2", "3", " ", "4"]),
+    ("llama-bpe", "I'LL pay 12345\n\n x", ["I", "'LL", " pay", " ", "123", "45", "\n\n", " x"]),
+    ("qwen2", "(foo) 123", ["(foo", ")", " ", "1", "2", "3"]),
     ("tekken", "HTTPServer/x", ["HTTPServer", "/x"]),
-    ("gpt-4o", "don't HelloWorld", ["don't", "ĠHello", "World"]),
-    ("falcon", "a,b 1234 $5", ["a", ",", "b", "Ġ", "123", "4", "Ġ", "$", "5"]),
-    ("deepseek-coder", "a 12\n中b", ["a", "Ġ", "1", "2", "Ċ", "ä¸Ń", "b"]),  # noqa: RUF001
-    ("deepseek-v3", "ab 1234中a", ["ab", "Ġ", "123", "4", "ä¸Ń", "a"]),  # noqa: RUF001
-    ("default", "a 1234, b", ["a", "Ġ", "123", "4", ",", "Ġb"]),
-    ("bloom", "a b, c1", ["a", "Ġb", ",", "Ġc1"]),
-    ("viking", "a c12", ["a", "Ġc", "1", "2"]),
-    ("qwen35", "नमस्ते 12", ["à¤¨à¤®à¤¸à¥įà¤¤à¥ĩ", "Ġ", "1", "2"]),  # noqa: RUF001
+    ("gpt-4o", "don't HelloWorld", ["don't", " Hello", "World"]),
+    ("falcon", "a,b 1234 $5", ["a", ",", "b", " ", "123", "4", " ", "$", "5"]),
+    ("deepseek-coder", "a 12\n中b", ["a", " ", "1", "2", "\n", "中", "b"]),
+    ("deepseek-v3", "ab 1234中a", ["ab", " ", "123", "4", "中", "a"]),
+    ("default", "a 1234, b", ["a", " ", "123", "4", ",", " b"]),
+    ("bloom", "a b, c1", ["a", " b", ",", " c1"]),
+    ("viking", "a c12", ["a", " c", "1", "2"]),
+    ("qwen35", "नमस्ते 12", ["नमस्ते", " ", "1", "2"]),
 ]
 
 
 @pytest.mark.parametrize(("name", "text", "pieces"), PIECES)
 def test_pieces(name: str, text: str, pieces: list[str]) -> None:
-    assert PRE_TOKENIZERS[name].compile()(text) == pieces
+    assert list(PRE_TOKENIZERS[name].compile()(text)) == pieces
 
 
 def test_bos_without_a_token() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import threading
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from pellucid.core.errors import InvalidRequestError, ModelFileError
 from pellucid.tokenizer import Tokenizer, byte_pair_encoding
+from pellucid.tokenizer import tokenizer as tokenizer_module
 from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, TokenType
 from tests.support.texts import texts
-from tests.support.tokenizers import VOCABULARIES, gguf_tokenizer, model_path, vocabulary_path
+from tests.support.tokenizers import VOCABULARIES, byte_level_tokenizer, gguf_tokenizer, model_path, vocabulary_path
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
@@ -20,6 +22,20 @@ def test_round_trip(name: str) -> None:
         if name != "phi-3" or "</s>" not in text:  # user-defined there, and a space is put after it
             assert tokenizer.decode(ids) == text
         assert len(tokenizer.encode(text, parse_special=True)) <= len(ids)
+
+
+def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long texts are decoded in parts, wherever these cut a character."""
+    tokenizer = byte_level_tokenizer()
+    rng = random.Random(3)
+    every = [*range(tokenizer.vocab_size)]
+    ids = [*tokenizer.encode("é字😀 null" * 10), *rng.choices(every, k=500), *tokenizer.encode("字")[:-1]]
+    whole = tokenizer.decode(ids), tokenizer.decode(iter(ids), skip_special_tokens=False)
+    data = b"".join(tokenizer.token_bytes(token_id) for token_id in ids)
+    assert whole[1] == data.decode("utf-8", "replace")
+    for size in (1, 2, 3, 7, 100):
+        monkeypatch.setattr(tokenizer_module, "TOKENS_AT_ONCE", size)
+        assert (tokenizer.decode(ids), tokenizer.decode(iter(ids), skip_special_tokens=False)) == whole
 
 
 def test_special_tokens_in_text_stay_text_unless_asked_for() -> None:
@@ -111,7 +127,7 @@ def test_batch() -> None:
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(byte_pair_encoding, "HAND_OVER_CHARACTERS", 500)
+    monkeypatch.setattr(byte_pair_encoding, "_MAX_CACHED_PIECES", 50)
     path = vocabulary_path("llama-spm")
     expected = gguf_tokenizer(path).encode_batch(texts(11, 200))
     tokenizer = gguf_tokenizer.__wrapped__(path)

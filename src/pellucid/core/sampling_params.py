@@ -431,7 +431,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
         return ()
     if isinstance(value, (str, bytes)) or not isinstance(value, (Mapping, Iterable)):
         raise refusal("logit_bias", value, range_text)
-    pairs = list(value.items() if isinstance(value, Mapping) else value)
+    pairs = value.items() if isinstance(value, Mapping) else list(value)
     if len(pairs) > MAX_LOGIT_BIASES:
         raise InvalidRequestError(f"logit_bias must be {range_text}, not {len(pairs)} of them", param="logit_bias")
     biases: dict[int, float] = {}

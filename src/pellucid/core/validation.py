@@ -13,14 +13,40 @@ from pellucid.core.errors import InvalidRequestError
 
 INT32_MAX = 2**31 - 1
 UINT64_MAX = 2**64 - 1
+_SHOWN_CHARACTERS = 80
 
 
 def shown(value: object) -> str:
     """`value` for an error message, in at most 80 characters."""
     if isinstance(value, int) and abs(value) > 10**20:  # Python may refuse to print such a number at all
         return "an integer beyond 10^20"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    text = repr(_beginning(value, _SHOWN_CHARACTERS + 1))
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _beginning(value: object, room: int) -> object:
+    """As much of a document's `value` as fills `room` characters: to write a million of them would take long, and hold
+    up every thread meanwhile."""
+    if isinstance(value, (str, bytes)):
+        return value[: max(0, room)]
+    if type(value) is dict:
+        fields = {}
+        for name, item in value.items():
+            if room <= 0:
+                break
+            name = _beginning(name, room)
+            fields[name] = _beginning(item, room - len(repr(name)))
+            room -= len(repr(name)) + len(repr(fields[name]))
+        return fields
+    if type(value) in (list, tuple):
+        items: list[object] = []
+        for item in value:  # type: ignore[attr-defined]
+            if room <= 0:
+                break
+            items.append(_beginning(item, room))
+            room -= len(repr(items[-1]))
+        return items if type(value) is list else tuple(items)
+    return value
 
 
 def refusal(name: str, value: object, range_text: str) -> InvalidRequestError:

@@ -34,6 +34,8 @@ EXIT_INTERRUPTED = 130
 
 CLOSING_SECONDS = 2.0
 """How long aborted requests may take to be told, and connections to close."""
+TURN_SECONDS = 0.001
+"""After so long a thread that runs Python lets another one, if one waits."""
 FAILURE_SECONDS = 2.0
 """How long a server whose model cannot be loaded stays up for those who are connected, to tell them."""
 
@@ -49,7 +51,7 @@ def serve(config: Config) -> int:
         InvalidRequestError: it cannot listen where it should.
     """
     settings = config.settings
-    with logging_to(sys.stderr, settings.log_level, settings.log_format), gc_after_loading():
+    with logging_to(sys.stderr, settings.log_level, settings.log_format), gc_after_loading(), short_turns():
         listener = bind(settings.host, settings.port)
         if settings.log_format == "json":
             logger.info("configuration", extra=fields(version=__version__, options=config.as_dict()))
@@ -71,6 +73,18 @@ def gc_after_loading() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def short_turns() -> Iterator[None]:
+    """Threads take turns more often than Python's every 5 ms: the event loop waits for one at each look for what came,
+    and a few of these waits in a row would hold up every stream while bodies are parsed."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 class WebServer(uvicorn.Server):

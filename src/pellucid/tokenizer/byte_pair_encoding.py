@@ -1,41 +1,85 @@
-"""Byte pair encoding (Sennrich et al., 2016): the merge loop, and an encoder that stays quick from the first word on.
+"""Byte pair encoding (Sennrich et al., 2016): the merge loop, and an encoder that remembers words.
 
-Text comes in words that come again, so an encoder merges each word once, in the loop below, on plain dictionaries, and
-remembers it. The `tokenizers` library is for long stretches without a break (a megabyte of one letter, base64), which
-it merges three to ten times faster. It is built only once there has been enough of them to pay: its merge table takes
-0.05 s for 49,000 tokens and over 1 s for 262,000, more than a first answer may. Both give the same ids; a test compares
-them.
+Text comes in words that come again, so an encoder merges each word once. Long stretches without a break (a megabyte of
+one letter, base64, Chinese in a vocabulary that breaks at spaces only) are merged window by window: in one go, sorting
+and copying them would hold up every other thread, and take longer.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tokenizers.models import BPE
 
 PairRank = Callable[[str, str], float | None]
 EncodePiece = Callable[[str], list[int]]
 
 LONG_PIECE = 64  # characters; shorter ones are remembered
-HAND_OVER_CHARACTERS = 1 << 17  # in long pieces
+WINDOW = 2048  # symbols
+MARGIN = 64  # characters
 _MAX_CACHED_PIECES = 1 << 16
 
 
-def merge_symbols(symbols: list[str], pair_rank: PairRank) -> list[str]:
+def merge_symbols(symbols: Sequence[str], pair_rank: PairRank) -> list[str]:
     """Merges adjacent symbols, lowest rank first and leftmost of equals, until no pair has a rank.
 
+    Of more than `WINDOW` symbols it merges one window after the other. What comes of a whole is what comes of its parts
+    wherever each symbol and the next stay apart when these two are merged alone: the first merge across the place where
+    they meet would take place there too, since what led to it lies within the two. So a window begins after a symbol of
+    the window before, and where these two do not stay apart, it begins earlier and is longer.
+
     Args:
-        symbols: what the text starts as, one character each.
+        symbols: what the text starts as; of a string, its characters.
         pair_rank: rank of the merge of two adjacent symbols, or None if they do not merge.
     """
+    merged: list[str] = []
+    same: dict[str, str] = {}  # one object for each: to free a million at the end would hold up every other thread
+    begin, window = 0, WINDOW
+    while True:
+        end = begin + window
+        found = _merge_at_once(symbols[begin:end], pair_rank)
+        if merged and not _stay_apart(symbols, begin, merged[-1], found[0], pair_rank):
+            begin, window = _back(symbols, begin, merged.pop()), 2 * window
+            continue
+        if end >= len(symbols):
+            return merged + found
+        at_the_end = 0  # characters that what follows may change
+        while len(found) > 1 and at_the_end < MARGIN:
+            at_the_end += len(found.pop())
+        merged += [same.setdefault(symbol, symbol) for symbol in found]
+        begin, window = _forth(symbols, begin, found), WINDOW
+
+
+def _stay_apart(symbols: Sequence[str], place: int, left: str, right: str, pair_rank: PairRank) -> bool:
+    """Whether merging gives `left` and `right` again, which meet at `place`, where nothing else is there."""
+    alone = symbols[_back(symbols, place, left) : _forth(symbols, place, [right])]
+    return _merge_at_once(alone, pair_rank) == [left, right]
+
+
+def _back(symbols: Sequence[str], place: int, merged: str) -> int:
+    """Where the symbols begin that `merged`, which ends at `place`, was made of."""
+    characters = 0
+    while characters < len(merged):
+        place -= 1
+        characters += len(symbols[place])
+    return place
+
+
+def _forth(symbols: Sequence[str], place: int, merged: list[str]) -> int:
+    """Where the symbols end that `merged`, which begins at `place`, was made of."""
+    characters = sum(map(len, merged))
+    if isinstance(symbols, str):
+        return place + characters
+    while characters > 0:
+        characters -= len(symbols[place])
+        place += 1
+    return place
+
+
+def _merge_at_once(text: Sequence[str], pair_rank: PairRank) -> list[str]:
+    symbols = list(text)
     count = len(symbols)
     if count < 2:
         return symbols
-    symbols = symbols.copy()
     queue = []
     for index in range(count - 1):
         left, right = symbols[index], symbols[index + 1]
@@ -71,23 +115,12 @@ class BytePairEncoder:
 
     Args:
         split: text to the pieces that merges never cross.
-        encode_piece: ids of one piece, by the merge loop.
-        build_library: builds the library's encoder of one piece; None where it cannot give the same ids.
+        encode_piece: ids of one piece.
     """
 
-    def __init__(
-        self,
-        split: Callable[[str], Iterable[str]],
-        encode_piece: EncodePiece,
-        build_library: Callable[[], EncodePiece | None],
-    ) -> None:
+    def __init__(self, split: Callable[[str], Iterable[str]], encode_piece: EncodePiece) -> None:
         self._split = split
         self._encode_piece = encode_piece
-        self._build_library = build_library
-        self._library: EncodePiece | None = None
-        self._library_tried = False
-        self._lock = threading.Lock()
-        self._long_characters = 0
         self._cache: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
@@ -97,38 +130,10 @@ class BytePairEncoder:
         for piece in self._split(text):
             found = cache.get(piece)
             if found is None:
-                if len(piece) > LONG_PIECE:
-                    found = self._encode_long(piece)
-                else:
-                    found = self._encode_piece(piece)
+                found = self._encode_piece(piece)
+                if len(piece) <= LONG_PIECE:
                     if len(cache) >= _MAX_CACHED_PIECES:
                         cache.clear()
                     cache[piece] = found
             ids += found
         return ids
-
-    def prepare_library(self) -> None:
-        """Builds the library's encoder now, if there is one; `encode` does so itself after enough long pieces."""
-        with self._lock:
-            if not self._library_tried:
-                self._library = self._build_library()
-                self._library_tried = True
-
-    def _encode_long(self, piece: str) -> list[int]:
-        self._long_characters += len(piece)
-        if self._long_characters > HAND_OVER_CHARACTERS and not self._library_tried:
-            self.prepare_library()
-        return self._encode_piece(piece) if self._library is None else self._library(piece)
-
-
-def library_encoder(model: BPE) -> EncodePiece:
-    """The library's encoder of one piece. It lets other threads run meanwhile."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer(model)
-
-    def encode(piece: str) -> list[int]:
-        ids: list[int] = tokenizer.encode_batch([piece], add_special_tokens=False)[0].ids
-        return ids
-
-    return encode

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from codecs import charmap_decode
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.core.errors import InvalidRequestError, ModelFileError
-from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, EncodePiece, library_encoder, merge_symbols
+from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, merge_symbols
 from pellucid.tokenizer.pre_tokenizers import PreTokenizer
 from pellucid.tokenizer.vocabulary import BYTE_LEVEL_ALPHABET, SPACE_SYMBOL, TokenType, Vocabulary, parse_byte_token
 
@@ -29,9 +30,6 @@ class TextEncoder(Protocol):
 
     def spelled(self, text: str) -> bytes | None:
         """The bytes that the tokens of prepared text have between them; None where only encoding tells."""
-
-    def prepare_library(self) -> None:
-        """Builds now what makes long stretches of text without a break quick."""
 
 
 class ByteLevelEncoder:
@@ -54,10 +52,9 @@ class ByteLevelEncoder:
                 f"the merge {wrong!r} is not two tokens with a space between", param="tokenizer.ggml.merges"
             )
         self._vocabulary = vocabulary
-        self._merges = merges
         self._pre_tokenizer = pre_tokenizer
         self._ranks = dict(zip(merges, range(len(merges)), strict=True))
-        self._bpe = BytePairEncoder(pre_tokenizer.compile(), self._encode_piece, self._build_library)
+        self._bpe = BytePairEncoder(pre_tokenizer.compile(), self._encode_piece)
 
     def prepare(self, text: str) -> str:
         return text
@@ -66,40 +63,34 @@ class ByteLevelEncoder:
         return self._bpe.encode(text)
 
     def spelled(self, text: str) -> bytes | None:
-        ids = self._vocabulary.normal_ids
         data = text.encode()
-        without_token = bytes(byte for byte, character in enumerate(BYTE_LEVEL_ALPHABET) if character not in ids)
-        return data if len(data.translate(None, without_token)) == len(data) else None
+        return data if len(data.translate(None, self._bytes_without_token)) == len(data) else None
 
-    def prepare_library(self) -> None:
-        self._bpe.prepare_library()
+    @cached_property
+    def _bytes_without_token(self) -> bytes:
+        ids = self._vocabulary.normal_ids
+        return bytes(byte for byte, character in enumerate(BYTE_LEVEL_ALPHABET) if character not in ids)
 
     def _pair_rank(self, left: str, right: str) -> int | None:
         return self._ranks.get(f"{left} {right}")
 
     def _encode_piece(self, piece: str) -> list[int]:
         ids = self._vocabulary.normal_ids
-        if self._pre_tokenizer.ignore_merges and piece in ids:
-            return [ids[piece]]
-        symbols = merge_symbols([character for character in piece if character in ids], self._pair_rank)
+        data = piece.encode()
+        if self._pre_tokenizer.ignore_merges and (whole := ids.get(_spelled(data))) is not None:
+            return [whole]
+        symbols = _spelled(data.translate(None, self._bytes_without_token))
         try:
-            return [ids[symbol] for symbol in symbols]
+            return [ids[symbol] for symbol in merge_symbols(symbols, self._pair_rank)]
         except KeyError as error:
             raise ModelFileError(
                 f"the merges build {error.args[0]!r}, which is not a token", param="tokenizer.ggml.merges"
             ) from None
 
-    def _build_library(self) -> EncodePiece:
-        from tokenizers import models
 
-        pairs = [(left, right) for left, right in (merge.split(" ") for merge in self._merges)]
-        try:
-            model = models.BPE(self._vocabulary.normal_ids, pairs, ignore_merges=self._pre_tokenizer.ignore_merges)
-        except Exception as error:
-            raise ModelFileError(
-                f"the merges do not fit the vocabulary: {error}", param="tokenizer.ggml.merges"
-            ) from None
-        return library_encoder(model)
+def _spelled(data: bytes) -> str:
+    """`data` in the byte-level alphabet."""
+    return charmap_decode(data, "strict", BYTE_LEVEL_ALPHABET)[0]
 
 
 class SentencePieceEncoder:
@@ -132,7 +123,7 @@ class SentencePieceEncoder:
         by_byte = {parse_byte_token(vocabulary.tokens[token_id]): token_id for token_id in byte_tokens}
         self._byte_ids = [by_byte[byte] for byte in range(256)] if len(by_byte) == 256 else None
         words = _word_pattern(_characters_before_space(vocabulary.tokens))
-        self._bpe = BytePairEncoder(words.findall, self._encode_piece, self._build_library)
+        self._bpe = BytePairEncoder(lambda text: (word.group() for word in words.finditer(text)), self._encode_piece)
 
     def prepare(self, text: str) -> str:
         return text.replace(" ", SPACE_SYMBOL)
@@ -149,9 +140,6 @@ class SentencePieceEncoder:
             return None
         return text.replace(SPACE_SYMBOL, " ").encode()
 
-    def prepare_library(self) -> None:
-        self._bpe.prepare_library()
-
     def _pair_rank(self, left: str, right: str) -> float | None:
         token_id = self._vocabulary.normal_ids.get(left + right)
         return None if token_id is None else self._ranks[token_id]
@@ -160,7 +148,7 @@ class SentencePieceEncoder:
         normal_ids = self._vocabulary.normal_ids
         ids: list[int] = []
         unknown = False  # adjacent unknown symbols are one token
-        for symbol in merge_symbols(list(piece), self._pair_rank):
+        for symbol in merge_symbols(piece, self._pair_rank):
             token_id = normal_ids.get(symbol)
             if token_id is not None:
                 ids.append(token_id)
@@ -175,51 +163,6 @@ class SentencePieceEncoder:
                 ids.append(self._unknown_token_id)
             unknown = token_id is None
         return ids
-
-    def _build_library(self) -> EncodePiece | None:
-        from tokenizers import models
-
-        ids = self._vocabulary.normal_ids
-        merges = self._derive_merges()
-        if merges is None or self._unknown_token_id is None:
-            return None
-        extra = [self._unknown_token_id, *(self._byte_ids or ())]
-        tokens = self._vocabulary.tokens
-        model = models.BPE(
-            ids | {tokens[token_id]: token_id for token_id in extra},
-            merges,
-            unk_token=tokens[self._unknown_token_id],
-            fuse_unk=True,
-            byte_fallback=self._byte_ids is not None,
-        )
-        return library_encoder(model)
-
-    def _derive_merges(self) -> list[tuple[str, str]] | None:
-        """The list of merges that gives what the scores give, or None if no list does.
-
-        Every split of a token into two tokens is a merge, ranked by the token's score. Which of the splits of one
-        token comes first makes no difference: in any context a token is only ever built the way it is built on its
-        own. Equal scores are another matter, since SentencePiece then takes the leftmost pair, and a list has no
-        equals. They occur for runs of one character (Llama 2's spaces), where the longest left part first comes to
-        the same.
-        """
-        ids = self._vocabulary.normal_ids
-        if not set("".join(ids)) <= ids.keys():
-            return None  # a merge could start from a character that is not a token, which a list cannot say
-        ranked = sorted(ids, key=lambda token: (self._ranks[ids[token]], -len(token)))
-        for token, successor in pairwise(ranked):
-            if (
-                self._ranks[ids[token]] == self._ranks[ids[successor]]
-                and len(successor) > 1
-                and len(set(token + successor)) > 1
-            ):
-                return None
-        return [
-            (token[:cut], token[cut:])
-            for token in ranked
-            for cut in range(len(token) - 1, 0, -1)
-            if token[:cut] in ids and token[cut:] in ids
-        ]
 
 
 def _characters_before_space(tokens: Sequence[str]) -> list[str]:

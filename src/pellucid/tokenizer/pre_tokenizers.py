@@ -6,10 +6,10 @@ other, each within the pieces of the one before; text that a pattern leaves out 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from unicodedata import category
 
 from pellucid.core.errors import UnsupportedModelError
 
@@ -45,9 +45,13 @@ _PUNCTUATION_AND_BACKTICK = r"[\p{P}\$\+<=>\^~\|`]+"
 _THREE_DIGITS = r"[0-9][0-9][0-9]"
 
 
-WINDOW = 8192
+WINDOW = 2048  # characters
 MARGIN = 16
-_SPACES, _LETTERS = re.compile(r"\s"), re.compile("[A-Za-z\x80-\U0010ffff]")  # marks are among the letters
+_BETWEEN_LETTERS = frozenset("PSZN")
+"""What the general categories of characters begin with that are neither letters nor marks, nor unknown to Python."""
+
+Ends = Callable[[str], Iterable[int]]
+"""Where each piece of a text ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,51 +68,71 @@ class PreTokenizer:
     ignore_merges: bool = False
     add_bos: bool = False
 
-    def compile(self) -> Callable[[str], list[str]]:
-        """A function from text to pieces in the byte-level alphabet."""
-        from tokenizers import Regex, pre_tokenizers
+    def compile(self) -> Callable[[str], Iterator[str]]:
+        """A function from text to its pieces."""
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-        steps = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
-        splitter = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        splitter = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
+        )
+        # The library lets other threads run only in whole tokenizers. In this one each piece is a token.
+        pipeline = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+        pipeline.pre_tokenizer = splitter
 
-        return partial(_split_in_windows, splitter.pre_tokenize_str)
+        def ends(text: str) -> Iterable[int]:
+            return [end for _, (_, end) in splitter.pre_tokenize_str(text)]
+
+        def ends_meanwhile(text: str) -> Iterable[int]:
+            encoding = pipeline.encode_batch([text], add_special_tokens=False)[0]
+            places = map(encoding.token_to_chars, range(len(encoding)))
+            return (place[1] for place in places if place is not None)
+
+        return partial(_split_in_windows, ends, ends_meanwhile)
 
 
-def _split_in_windows(split: Callable[[str], list[tuple[str, tuple[int, int]]]], text: str) -> list[str]:
-    """The pieces of `split(text)`, which gives each with its place in the text; it holds up all threads for a
-    millisecond every 1,500 characters, so that long texts are better split window by window.
+def _split_in_windows(ends: Ends, ends_meanwhile: Ends, text: str) -> Iterator[str]:
+    """The pieces of `text`, found window by window.
 
     Where one piece ends and the next begins, splitting can begin anew: no pattern looks back.
+
+    Args:
+        ends: holds up all threads, for up to 3 ms a window.
+        ends_meanwhile: the same, but lets them run: for windows that must be longer, since in all of one is no place
+            where a piece is sure to end.
     """
-    pieces: list[str] = []
     begin, window = 0, WINDOW
-    while len(text) - begin > window:
-        found = split(text[begin : begin + window])
-        settled = _settled(text, begin, begin + window) - begin
-        kept = len(found)
-        while kept and found[kept - 1][1][1] > settled:
-            kept -= 1
-        if kept:
-            pieces += [piece for piece, _ in found[:kept]]
-            begin += found[kept - 1][1][1]
-            window = WINDOW
-        else:
-            window *= 2
-    pieces += [piece for piece, _ in split(text[begin:])]
-    return pieces
+    while begin < len(text):
+        end = min(begin + window, len(text))
+        settled = end if end == len(text) else _settled(text, begin, end)
+        start = begin
+        for piece_end in (ends if window == WINDOW else ends_meanwhile)(text[begin:end]):
+            if begin + piece_end > settled:
+                break
+            yield text[start : begin + piece_end]
+            start = begin + piece_end
+        window = WINDOW if start > begin else 2 * window
+        begin = start
 
 
 def _settled(text: str, begin: int, end: int) -> int:
     """Up to where the pieces of text[begin:end] are those of the whole text.
 
     The patterns look ahead past what they take: a few characters, all of a run of white space (`\\s*[\\r\\n]+`) or of
-    letters (where capitals may come before others).
+    letters and marks (where capitals may come before others).
     """
     place = end - MARGIN
-    run = next((each for each in (_SPACES, _LETTERS) if each.match(text, place)), None)
-    while run is not None and place > begin and run.match(text, place - 1):
+    belongs = next((each for each in (_is_space, _may_be_letter) if each(text[place])), None)
+    while belongs is not None and place > begin and belongs(text[place - 1]):
         place -= 1
     return place
+
+
+def _is_space(character: str) -> bool:
+    return character.isspace()
+
+
+def _may_be_letter(character: str) -> bool:
+    return character.isalpha() or category(character)[0] not in _BETWEEN_LETTERS
 
 
 _LLAMA3_STYLE = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from pellucid.tokenizer.chat_template import ChatTemplate
 
 
+TOKENS_AT_ONCE = 1 << 12
+"""Of a long text that is decoded: the part during which no other thread runs."""
 LONG_TEXT = 1 << 16
 """Characters. Shorter texts are encoded sooner than it is found out whether they can fit anywhere."""
 
@@ -173,10 +177,6 @@ class Tokenizer:
             with suppress(ModelFileError):
                 self._template  # noqa: B018
 
-    def prepare_library(self) -> None:
-        """Builds now what makes long stretches of text without a break quick; `encode` does so itself when it pays."""
-        self._encoder.prepare_library()
-
     def _check_length(self, text: str, max_tokens: int | None) -> None:
         if max_tokens is None or len(text) < LONG_TEXT or self._added_tokens.swallows:
             return
@@ -215,8 +215,13 @@ class Tokenizer:
         """
         skip = self.special_ids if skip_special_tokens else frozenset()
         token_bytes = self._vocabulary.token_bytes
-        spelled = [(token_id, token_bytes(token_id)) for token_id in ids]
-        text = b"".join([token for token_id, token in spelled if token_id not in skip]).decode("utf-8", "replace")
+        decoder = getincrementaldecoder("utf-8")("replace")
+        parts: list[str] = []
+        remaining = iter(ids)
+        while part := list(islice(remaining, TOKENS_AT_ONCE)):
+            spelled = [(token_id, token_bytes(token_id)) for token_id in part]
+            parts.append(decoder.decode(b"".join([token for token_id, token in spelled if token_id not in skip])))
+        text = "".join([*parts, decoder.decode(b"", final=True)])
         return text.removeprefix(" ") if self.strips_leading_space and not continuation else text
 
     # Chat

@@ -17,7 +17,7 @@ import numpy as np
 
 from pellucid.core.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
 from pellucid.tokenizer.added_tokens import AddedToken, AddedTokenMatcher
-from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, EncodePiece, library_encoder, merge_symbols
+from pellucid.tokenizer.byte_pair_encoding import BytePairEncoder, merge_symbols
 from pellucid.tokenizer.loader import end_of_generation
 from pellucid.tokenizer.tokenizer import Tokenizer
 from pellucid.tokenizer.vocabulary import SPACE_SYMBOL, Alphabet, TokenType, Vocabulary
@@ -111,7 +111,6 @@ class _PipelineEncoder:
         self._bpe = BytePairEncoder(
             (lambda text: [piece for piece, _ in splitter.pre_tokenize_str(text)]) if splitter else lambda text: [text],
             self._encode_piece,
-            self._build_library,
         )
 
     def prepare(self, text: str) -> str:
@@ -129,9 +128,6 @@ class _PipelineEncoder:
 
     def spelled(self, text: str) -> bytes | None:
         return None  # a normalizer may leave anything out
-
-    def prepare_library(self) -> None:
-        self._bpe.prepare_library()
 
     def _encode_stretch(self, text: str, at_start: bool) -> list[int]:
         if not text:
@@ -161,9 +157,6 @@ class _PipelineEncoder:
                 if not (unknown and self._model.get("fuse_unk")):
                     yield self._unknown
                 unknown = True
-
-    def _build_library(self) -> EncodePiece:
-        return library_encoder(_library_tokenizer(model=self._model).model)
 
 
 def _library_tokenizer(**parts: object) -> Any:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.server.http import replies
-from pellucid.server.http.replies import json_bytes, long_json_bytes, long_list
+from pellucid.server.http.replies import json_bytes, long_json_bytes, long_list, long_string
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
@@ -28,6 +28,13 @@ def test_in_parts_it_is_the_same(document: Any, levels: int) -> None:
 def test_long_lists(count: int) -> None:
     numbers = list(range(count))
     assert long_list(numbers) == long_json_bytes(numbers) == json_bytes(numbers)
+
+
+@given(TEXTS, st.integers(1, 5))
+def test_long_strings(text: str, at_once: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(replies, "_CHARACTERS_AT_ONCE", at_once)
+        assert long_string(text) == json_bytes(text)
 
 
 def test_half_a_character_is_escaped() -> None:

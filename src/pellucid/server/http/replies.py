@@ -18,6 +18,7 @@ MESSAGES_PATH = "/v1/messages"
 RETRY_AFTER_SECONDS = 1
 """What clients are told that may try again."""
 _VALUES_AT_ONCE = 10_000
+_CHARACTERS_AT_ONCE = 1 << 16
 _LEVELS_IN_PARTS = 5
 """Of an answer's JSON: so far down are the lists that are as long as what was generated."""
 
@@ -53,6 +54,12 @@ def long_list(values: Sequence[int | str]) -> bytes:
     """A JSON list of however many numbers or strings."""
     parts = (values[begin : begin + _VALUES_AT_ONCE] for begin in range(0, len(values), _VALUES_AT_ONCE))
     return join_list(json_bytes(part)[1:-1] for part in parts)
+
+
+def long_string(text: str) -> bytes:
+    """A JSON string of however many characters."""
+    parts = (text[begin : begin + _CHARACTERS_AT_ONCE] for begin in range(0, len(text), _CHARACTERS_AT_ONCE))
+    return b'"' + b"".join(json_bytes(part)[1:-1] for part in parts) + b'"'
 
 
 def long_json_bytes(value: Any, levels: int = _LEVELS_IN_PARTS) -> bytes:

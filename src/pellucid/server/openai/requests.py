@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pellucid.core.errors import InvalidRequestError
-from pellucid.core.sampling_params import MAX_LOGPROBS, SamplingParams
+from pellucid.core.sampling_params import MAX_LOGIT_BIASES, MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal
 from pellucid.server.chat.tools import ChatTurn, parse_chat_turn, render_chat
 from pellucid.server.json_fields import check_fields, check_neutral, read_object, required
@@ -237,6 +237,8 @@ def _logit_bias(biases: Any) -> dict[int, Any]:
     """By token id: JSON's keys are strings."""
     if not isinstance(biases, dict):
         raise refusal("logit_bias", biases, "an object of token ids, each with a number from -100 to 100")
+    if len(biases) > MAX_LOGIT_BIASES:
+        return biases  # SamplingParams refuses so many, whatever they are
     for token_id in biases:
         if not (token_id.isascii() and token_id.isdigit() and len(token_id) <= 10):
             raise refusal("logit_bias", token_id, "an object whose keys are token ids, written in digits")

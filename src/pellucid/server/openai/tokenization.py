@@ -9,7 +9,7 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import check_boolean, refusal
 from pellucid.server.chat.tools import parse_chat_turn, render_chat
-from pellucid.server.http.replies import join_object, json_bytes, long_list
+from pellucid.server.http.replies import join_object, json_bytes, long_list, long_string
 from pellucid.server.json_fields import required
 from pellucid.server.openai.fields import check_names, model_name, without_nulls
 from pellucid.server.openai.inputs import check_vocabulary
@@ -70,7 +70,7 @@ def detokenize(body: Mapping[str, Any], model: ServedModel) -> bytes:
     if not isinstance(tokens, list):
         raise refusal("tokens", tokens, "a list of token ids")
     check_vocabulary("tokens", tokens, model)
-    return json_bytes({"prompt": model.tokenizer.decode(tokens, skip_special_tokens=skip)})
+    return join_object({"prompt": long_string(model.tokenizer.decode(tokens, skip_special_tokens=skip))})
 
 
 def _of_prompt(body: Mapping[str, Any], model: ServedModel) -> list[int]:
