@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 
 from pellucid.core.errors import InvalidRequestError, ModelFileError
@@ -79,6 +79,11 @@ class ChatTemplate:
         except (jinja2.TemplateError, BudgetExceededError) as error:
             raise _faulty(f"cannot be used: {error}") from None
         self._guards: dict[tuple[str, ...], LiteralGuard] = {}
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The names that it reads and does not set itself."""
+        return frozenset(meta.find_undeclared_variables(self._environment.parse(self._source)))
 
     def render(
         self,

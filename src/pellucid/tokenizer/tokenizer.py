@@ -252,6 +252,16 @@ class Tokenizer:
             pad_token=token(self.padding_token_id),
         )
 
+    @property
+    def chat_template_variables(self) -> frozenset[str]:
+        """The names that the chat template reads and does not set itself.
+
+        Raises:
+            InvalidRequestError: no template.
+            ModelFileError: the template is faulty.
+        """
+        return self._template.variables
+
     def render_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],

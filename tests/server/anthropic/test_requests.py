@@ -98,7 +98,7 @@ def test_what_asks_for_nothing_is_taken(chats: list[dict[str, Any]], body: dict[
             {"tool_choice": {"type": "tool", "name": "look", "disable_parallel_tool_use": False}},
             {"tool_choice": {"type": "function", "function": {"name": "look"}}, "parallel_tool_calls": True},
         ),
-        ({"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
+        ({"output_config": {"effort": "high"}}, {}),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": {"default": None}}}},
             {
@@ -204,6 +204,8 @@ def test_counting_tokens() -> None:
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}, "max_tokens": 5000}, "thinking"),
         ({"output_config": []}, "output_config"),
         ({"output_config": {"effort": 5}}, "output_config.effort"),
+        ({"output_config": {"effort": "none"}}, "output_config.effort"),
+        ({"output_config": {"effort": "low"}}, "output_config.effort"),
         ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format.type"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
         ({"output_config": {"format": {"type": "json_schema", "schema": []}}}, "output_config.format.schema"),
@@ -246,10 +248,25 @@ def test_thinking_is_switched() -> None:
     assert adaptive == parse_messages(LEAST, model)
 
 
+def test_effort_is_told_to_the_template() -> None:
+    model = thinking_model("effort {{ reasoning_effort }}" + SWITCH)
+    for thinking in ({}, ENABLED, DISABLED):
+        kwargs = {"reasoning_effort": "max"}
+        if thinking:
+            kwargs["enable_thinking"] = thinking is ENABLED
+        request = parse_messages({**LEAST, **thinking, "output_config": {"effort": "max"}}, model)
+        assert request.prompts == parse_chat_completion({"messages": HI, "chat_template_kwargs": kwargs}, model).prompts
+
+
 @pytest.mark.parametrize(
     ("opening", "body", "param"),
     [
         (ALWAYS, DISABLED, "thinking"),
+        (
+            "{{ reasoning_effort }}",
+            {"output_config": {"effort": "low"}, "chat_template_kwargs": {"reasoning_effort": "high"}},
+            "output_config.effort",
+        ),
         (SWITCH, {**DISABLED, "chat_template_kwargs": {"enable_thinking": True}}, "thinking"),
         (SWITCH, {**ENABLED, "chat_template_kwargs": []}, "chat_template_kwargs"),
         (ALWAYS, {"messages": [*HI, {"role": "assistant", "content": "well"}]}, "messages"),

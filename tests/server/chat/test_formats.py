@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support import chat_templates
 from tests.support.chat_templates import chat_tokenizer
 
 FULL = TemplateSupport("tools", True, True, "object")
+EFFORT = "{% if not reasoning_effort is defined %}{% set reasoning_effort = 'low' %}{% endif %}{{ reasoning_effort }}"
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,8 @@ FULL = TemplateSupport("tools", True, True, "object")
         (chat_templates.XML_TOOLS + "{# SmolLM3 #}", (), "hermes", None, TemplateSupport("xml_tools", True, True)),
         (chat_templates.LLAMA, ("<|python_tag|>",), "llama3_json", None, TemplateSupport("tools", True, False)),
         (chat_templates.MISTRAL, ("[TOOL_CALLS]",), "mistral", None, FULL),
-        (chat_templates.THINKING, (), "hermes", "qwen3", FULL),
+        (chat_templates.THINKING, (), "hermes", "qwen3", replace(FULL, thinking="enable_thinking")),
+        (chat_templates.OTHER_CALLS + EFFORT, (), "hermes", None, TemplateSupport(effort=True)),
         (chat_templates.ALWAYS_THINKING, (), "hermes", "qwen3", NO_SUPPORT),
         (chat_templates.PLAIN, ("<think>", "</think>"), "hermes", "qwen3", NO_SUPPORT),
         (chat_templates.MISTRAL, ("[THINK]", "[/THINK]"), "mistral", "mistral", FULL),

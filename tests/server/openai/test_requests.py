@@ -147,6 +147,17 @@ def test_values_that_ask_for_nothing_are_taken(parse: Any) -> None:
     assert parse(frequency_penalty=0.0, logit_bias={}, best_of=None) == parse()
 
 
+def test_what_asks_for_speed_or_money_alone_is_taken() -> None:
+    parts = [{"type": "text", "text": "a"}]
+    for body in (
+        {"prediction": {"type": "content", "content": "hello"}},
+        {"prediction": {"type": "content", "content": parts}},
+        {"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}},
+        {"prompt_cache_options": {}},
+    ):
+        assert chat(**body) == chat()
+
+
 @EITHER
 @pytest.mark.parametrize(
     ("name", "value", "message"),
@@ -211,6 +222,21 @@ def test_what_cannot_be_served_is_refused_by_name(parse: Any, name: str, value: 
         ({"messages": None}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"prediction": "hello"}, "prediction"),
+        ({"prediction": {"type": "text", "content": "a"}}, "prediction.type"),
+        ({"prediction": {"type": "content", "content": 5}}, "prediction.content"),
+        ({"prediction": {"type": "content", "content": [{"type": "image"}]}}, "prediction.content[0].type"),
+        ({"prediction": {"type": "content", "content": "a", "x": 1}}, "prediction.x"),
+        ({"prompt_cache_options": {"ttl": "1h"}}, "prompt_cache_options.ttl"),
+        ({"prompt_cache_options": {"x": 1}}, "prompt_cache_options.x"),
+        ({"moderation": {"model": "omni-moderation-latest"}}, "moderation"),
+        ({"reasoning_effort": 5}, "reasoning_effort"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"store": True}, "store"),
         ({"prompt": "x"}, "prompt"),
         ({"echo": False}, "echo"),
     ],
@@ -257,9 +283,14 @@ def test_the_model_goes_by_its_names() -> None:
 @pytest.mark.parametrize("parse", [chat, completion])
 def test_streams(parse: Any) -> None:
     request = parse(stream=True, stream_options={"include_usage": True})
-    assert (request.stream, request.include_usage) == (True, True)
+    assert (request.stream, request.include_usage, request.usage_so_far) == (True, True, ())
     assert not parse().stream
-    for name, value in (("x", 1), ("include_usage", 1), ("continuous_usage_stats", True)):
+    request = parse(stream=True, stream_options={"include_usage": False, "continuous_usage_stats": True})
+    assert not request.include_usage
+    assert request.usage_so_far == tuple(
+        len(MODEL.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt) for prompt in request.prompts
+    )
+    for name, value in (("x", 1), ("include_usage", 1), ("continuous_usage_stats", 1), ("include_obfuscation", True)):
         with pytest.raises(InvalidRequestError) as error:
             parse(stream=True, stream_options={name: value})
         assert error.value.param == f"stream_options.{name}"

@@ -71,7 +71,8 @@ def test_null_is_as_good_as_nothing() -> None:
         {"text": {}},
         {"text": {"verbosity": "medium"}},
         {"reasoning": {"summary": "auto"}},
-        {"user": "me", "safety_identifier": "x", "prompt_cache_key": "y", "prompt_cache_retention": "in_memory"},
+        {"user": "me", "safety_identifier": "x", "prompt_cache_key": "y", "prompt_cache_retention": "24h"},
+        {"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}},
     ],
 )
 def test_what_asks_for_nothing_is_taken(chats: list[dict[str, Any]], body: dict[str, Any]) -> None:
@@ -171,8 +172,8 @@ def test_what_was_asked_for_is_said_again(chats: list[dict[str, Any]]) -> None:
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
         ({"moderation": {}}, "moderation"),
         ({"service_tier": "flex"}, "service_tier"),
-        ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
-        ({"prompt_cache_options": {}}, "prompt_cache_options"),
+        ({"prompt_cache_retention": "48h"}, "prompt_cache_retention"),
+        ({"prompt_cache_options": {"ttl": "31m"}}, "prompt_cache_options.ttl"),
         ({"stream": 1}, "stream"),
         ({"stream_options": {}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),

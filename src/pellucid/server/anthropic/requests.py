@@ -16,6 +16,7 @@ from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, ch
 from pellucid.server.anthropic.conversation import read_conversation
 from pellucid.server.anthropic.errors import ThreadsNotSupportedError
 from pellucid.server.chat.conversation import check_cache_control
+from pellucid.server.chat.effort import with_variables
 from pellucid.server.json_fields import (
     check_fields,
     check_neutral,
@@ -32,6 +33,9 @@ from pellucid.server.served_model import ServedModel
 
 LEAST_BUDGET_TOKENS = 1024
 """Of `thinking`."""
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+DEFAULT_EFFORT = "high"
+"""What answers have that say nothing of effort."""
 
 PROMPT_FIELDS = frozenset(("messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control"))
 """What the prompt is made of."""
@@ -58,7 +62,6 @@ NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
 _RENAMINGS = (
     (r"response_format\.json_schema", "output_config.format"),
     (r"response_format", "output_config.format"),
-    (r"reasoning_effort", "output_config.effort"),
     (r"(tools\[\d+\])\.function\.parameters", r"\1.input_schema"),
     (r"(tools\[\d+\])\.function", r"\1"),
     (r"tool_choice\.function", "tool_choice"),
@@ -119,7 +122,7 @@ def _parse(fields: dict[str, Any], chat: dict[str, Any], model: ServedModel) -> 
         ]
     if "tool_choice" in fields:
         chat |= _tool_choice(read_object("tool_choice", fields["tool_choice"]))
-    chat |= _output_config(read_object("output_config", fields.get("output_config", {})))
+    chat |= _output_config(read_object("output_config", fields.get("output_config", {})), chat, model)
     if "thinking" in fields:
         chat |= _thinking(read_object("thinking", fields["thinking"]), chat, model)
     request = parse_chat_body(chat, model, _RENAMINGS)
@@ -197,34 +200,35 @@ def _thinking(fields: dict[str, Any], chat: Mapping[str, Any], model: ServedMode
             raise InvalidRequestError("thinking is not supported by this model: leave it out", param="thinking")
     if kind == "adaptive" or model.chat_format.reasoning is None:
         return {}
-    kwargs = {**read_object("chat_template_kwargs", chat.get("chat_template_kwargs", {}))}
-    if kwargs.setdefault("enable_thinking", kind == "enabled") is not (kind == "enabled"):
-        raise InvalidRequestError(
-            "thinking and chat_template_kwargs.enable_thinking differ: give one", param="thinking"
-        )
-    if kind == "disabled" and not _can_stop_thinking(model):
+    switch = model.chat_format.template.thinking
+    if kind == "disabled" and switch is None:
         raise InvalidRequestError("thinking cannot be disabled: this model has no switch for it", param="thinking")
-    return {"chat_template_kwargs": kwargs}
+    return _with_variables("thinking", {} if switch is None else {switch: kind == "enabled"}, chat)
 
 
-def _can_stop_thinking(model: ServedModel) -> bool:
-    """Whether the model's template writes something else where thinking is off."""
-    probe = [{"role": "user", "content": "hi"}]
-    on, off = (model.tokenizer.render_chat_template(probe, enable_thinking=switch) for switch in (True, False))
-    return on != off
+def _with_variables(param: str, variables: dict[str, Any], chat: Mapping[str, Any]) -> dict[str, Any]:
+    given = read_object("chat_template_kwargs", chat.get("chat_template_kwargs", {}))
+    return {"chat_template_kwargs": with_variables(param, variables, given)}
 
 
-def _output_config(fields: dict[str, Any]) -> dict[str, Any]:
-    """`response_format` and `reasoning_effort` of chat completions."""
+def _output_config(fields: dict[str, Any], chat: Mapping[str, Any], model: ServedModel) -> dict[str, Any]:
+    """`response_format` and `chat_template_kwargs` of chat completions."""
     check_fields("output_config", fields, ("format", "effort"))
-    chat: dict[str, Any] = {}
+    told: dict[str, Any] = {}
     if "effort" in fields:
-        chat["reasoning_effort"] = read_string("output_config.effort", fields["effort"])
+        path = "output_config.effort"
+        effort = read_choice(path, fields["effort"], EFFORTS)
+        if model.chat_format.template.effort:
+            told |= _with_variables(path, {"reasoning_effort": effort}, chat)
+        elif effort != DEFAULT_EFFORT:
+            raise InvalidRequestError(
+                f"{path} is not supported: the chat template of this model does not read it", param=path
+            )
     if "format" in fields:
         path = "output_config.format"
         form = read_object(path, fields["format"])
         check_fields(path, form, ("type", "schema"))
         read_choice(f"{path}.type", required(path, form, "type"), ("json_schema",))
         schema = read_schema(f"{path}.schema", required(path, form, "schema"))
-        chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}
-    return chat
+        told["response_format"] = {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}
+    return told

@@ -102,7 +102,7 @@ def chat_format_of(
     if tool_call_parser == "auto":
         tool_call_parser = _tool_call_parser(template, tokenizer)
         if not re.search(_WRITTEN_AS[tool_call_parser], template):
-            support = NO_SUPPORT  # it shows calls of another form
+            support = support.without_tools  # it shows calls of another form
     if reasoning_parser == "auto":
         reasoning_parser = _reasoning_parser(template, tokenizer)
     return ChatFormat(

@@ -1,9 +1,10 @@
-"""What a model's chat template makes of tools, found out by rendering a conversation that has some."""
+"""What a model's chat template takes: of tools it is found out by rendering a conversation that has some, of its
+switches by the variables that it reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pellucid.core.errors import PellucidError
@@ -11,6 +12,7 @@ from pellucid.tokenizer.tokenizer import Tokenizer
 
 _NAME, _KEY, _RESULT, _QUESTION = "probe_name", "probe_key", "probe result", "probe question"
 _ID = "probe0123"
+_SWITCHES: tuple[Literal["enable_thinking", "thinking"], ...] = ("enable_thinking", "thinking")
 _TOOL = {
     "type": "function",
     "function": {
@@ -30,22 +32,38 @@ class TemplateSupport:
         calls: whether it writes the calls and results of earlier turns.
         several_calls: whether one turn may have several calls.
         arguments: how it takes the arguments of a call.
+        thinking: the variable that turns reasoning on and off; None if it reads none.
+        effort: whether it reads how much the model is to think, as `reasoning_effort`.
     """
 
     tools: Literal["tools", "xml_tools"] | None = None
     calls: bool = False
     several_calls: bool = False
     arguments: Literal["object", "text"] = "object"
+    thinking: Literal["enable_thinking", "thinking"] | None = None
+    effort: bool = False
+
+    @property
+    def without_tools(self) -> TemplateSupport:
+        """The same of a template whose tools are of no use."""
+        return TemplateSupport(thinking=self.thinking, effort=self.effort)
 
 
 NO_SUPPORT = TemplateSupport()
-"""Of a template that knows nothing of tools."""
+"""Of a template that knows nothing of tools, and has no switches."""
 
 
 def template_support(tokenizer: Tokenizer) -> TemplateSupport:
     """What the chat template of `tokenizer` takes; nothing where it has none, or a faulty one."""
     if not tokenizer.has_chat_template:
         return NO_SUPPORT
+    try:
+        variables = tokenizer.chat_template_variables
+    except PellucidError:
+        return NO_SUPPORT
+    support = TemplateSupport(
+        thinking=next((name for name in _SWITCHES if name in variables), None), effort="reasoning_effort" in variables
+    )
     tools: Literal["tools", "xml_tools"] | None = None
     if _NAME in _rendered(tokenizer, [_user()], tools=[_TOOL]):
         tools = "tools"
@@ -56,8 +74,9 @@ def template_support(tokenizer: Tokenizer) -> TemplateSupport:
         text = _rendered(tokenizer, _conversation(1, arguments), **given)
         if f'"{_KEY}"' in text and _RESULT in text:
             several = _rendered(tokenizer, _conversation(2, arguments), **given)
-            return TemplateSupport(tools, True, several.count(f'"{_KEY}"') > text.count(f'"{_KEY}"'), arguments)
-    return TemplateSupport(tools)
+            is_more = several.count(f'"{_KEY}"') > text.count(f'"{_KEY}"')
+            return replace(support, tools=tools, calls=True, several_calls=is_more, arguments=arguments)
+    return replace(support, tools=tools)
 
 
 def tool_variables(name: str | None, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,11 +6,15 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pellucid.core.validation import INT32_MAX, check_integer, refusal
-from pellucid.server.json_fields import check_fields, check_neutral, read_object, read_string
+from pellucid.server.json_fields import check_fields, check_neutral, read_choice, read_object, read_string
 from pellucid.server.served_model import ServedModel
 
 LABELS = frozenset(("user", "safety_identifier", "prompt_cache_key"))
 """Strings that name the caller; no answer depends on them."""
+CACHE_RETENTIONS = ("in_memory", "24h")
+"""Of `prompt_cache_retention`: how long prefixes stay cached at most. They stay as long as there is room."""
+CACHE_OPTIONS: dict[str, tuple[str, ...]] = {"mode": ("implicit", "explicit"), "ttl": ("30m",)}
+"""Of `prompt_cache_options`: what OpenAI charges for. Here prefixes are cached without being told, and for nothing."""
 MAX_METADATA = 16
 """Entries."""
 MAX_METADATA_KEY = 64
@@ -64,6 +68,14 @@ def cache_salt(body: Mapping[str, Any]) -> str:
     """Prefix-cache entries are shared only between requests of the same salt. Raises InvalidRequestError where it is
     not a string."""
     return read_string("cache_salt", body.get("cache_salt", ""))
+
+
+def check_cache_options(body: Mapping[str, Any]) -> None:
+    """Raises InvalidRequestError where `prompt_cache_options` are not CACHE_OPTIONS."""
+    fields = read_object("prompt_cache_options", body.get("prompt_cache_options", {}))
+    check_fields("prompt_cache_options", fields, CACHE_OPTIONS)
+    for name, value in fields.items():
+        read_choice(f"prompt_cache_options.{name}", value, CACHE_OPTIONS[name])
 
 
 def metadata(body: Mapping[str, Any]) -> dict[str, str]:

@@ -13,9 +13,27 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGIT_BIASES, MAX_LOGPROBS, SamplingParams
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, refusal
+from pellucid.server.chat.effort import effort_variables
 from pellucid.server.chat.tools import ChatTurn, parse_chat_turn, render_chat
-from pellucid.server.json_fields import check_fields, check_neutral, read_object, required
-from pellucid.server.openai.fields import cache_salt, check_names, metadata, model_name, priority, without_nulls
+from pellucid.server.json_fields import (
+    check_fields,
+    check_neutral,
+    read_choice,
+    read_list,
+    read_object,
+    read_string,
+    required,
+)
+from pellucid.server.openai.fields import (
+    CACHE_RETENTIONS,
+    cache_salt,
+    check_cache_options,
+    check_names,
+    metadata,
+    model_name,
+    priority,
+    without_nulls,
+)
 from pellucid.server.openai.inputs import input_list
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS, structured_outputs
 from pellucid.server.served_model import ServedModel
@@ -31,7 +49,7 @@ SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
 """Parameters that mean what the field of SamplingParams of that name means: OpenAI's, and beyond them vLLM's."""
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "prompt_cache_retention": ("in_memory",),
+    "prompt_cache_retention": CACHE_RETENTIONS,
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
@@ -41,8 +59,7 @@ NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     "functions": ([],),
     "function_call": ("none",),
     "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
+    "moderation": (),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -69,6 +86,7 @@ class GenerationRequest:
             all the same, and left out of the answer.
         stream: whether the answer is to come as events.
         include_usage: whether a last event tells how many tokens it took.
+        usage_so_far: tokens of each prompt, where every event is to tell how many its choice took so far; else none.
         priority: lower runs first.
         cache_salt: prefix-cache entries are shared only between requests of the same salt.
         chat: what a chat says about tools, and how its answers are read.
@@ -82,6 +100,7 @@ class GenerationRequest:
     is_prompt_only: bool = False
     stream: bool = False
     include_usage: bool = False
+    usage_so_far: tuple[int, ...] = ()
     priority: int = 0
     cache_salt: str = ""
     chat: ChatTurn = field(default_factory=ChatTurn)
@@ -106,8 +125,13 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
         "logprobs",
         "top_logprobs",
         "chat_template_kwargs",
+        "reasoning_effort",
+        "prediction",
+        "prompt_cache_options",
     }
     _check_names(body, own, NEUTRAL_CHAT)
+    check_cache_options(body)
+    _check_prediction(body.get("prediction"))
     logprobs = check_boolean("logprobs", body.get("logprobs", False))
     top_logprobs = check_integer("top_logprobs", body.get("top_logprobs", 0), 0, MAX_LOGPROBS)
     if top_logprobs and not logprobs:
@@ -125,6 +149,8 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
     if not isinstance(template_kwargs, dict):
         raise refusal("chat_template_kwargs", template_kwargs, "an object")
     check_template_kwargs(template_kwargs)
+    if "reasoning_effort" in body:
+        template_kwargs = effort_variables(body["reasoning_effort"], template_kwargs, model.chat_format)
     params = _sampling_params(
         body, max_tokens=next(iter(limits.values()), None), logprobs=top_logprobs if logprobs else None
     )
@@ -137,6 +163,24 @@ def parse_chat_completion(body: Mapping[str, Any], model: ServedModel) -> Genera
     )
     prompt, turn = render_chat(required("", body, "messages"), turn, model, **template_kwargs)
     return replace(_request(body, model, [prompt], turn.sampling_params(params), is_chat=True), chat=turn)
+
+
+def _check_prediction(prediction: Any) -> None:
+    """A guess of the answer asks for speed and for nothing else. Raises InvalidRequestError where it is malformed."""
+    if prediction is None:
+        return
+    fields = read_object("prediction", prediction)
+    check_fields("prediction", fields, ("type", "content"))
+    read_choice("prediction.type", required("prediction", fields, "type"), ("content",))
+    content = required("prediction", fields, "content")
+    if isinstance(content, str):
+        return
+    for index, part in enumerate(read_list("prediction.content", content, "a string or a list of text parts")):
+        path = f"prediction.content[{index}]"
+        part_fields = read_object(path, part)
+        check_fields(path, part_fields, ("type", "text"))
+        read_choice(f"{path}.type", required(path, part_fields, "type"), ("text",))
+        read_string(f"{path}.text", required(path, part_fields, "text"))
 
 
 def parse_completion(body: Mapping[str, Any], model: ServedModel) -> GenerationRequest:
@@ -168,6 +212,7 @@ def _request(
     is_prompt_only: bool = False,
 ) -> GenerationRequest:
     stream = check_boolean("stream", body.get("stream", False))
+    include_usage, continuous_usage = _usage_options(body, stream=stream)
     return GenerationRequest(
         model_name(body, model),
         prompts,
@@ -176,21 +221,29 @@ def _request(
         check_boolean("return_token_ids", body.get("return_token_ids", False)),
         is_prompt_only,
         stream,
-        _include_usage(body, stream=stream),
+        include_usage,
+        tuple(_num_tokens(prompt, model) for prompt in prompts) if continuous_usage else (),
         priority(body),
         cache_salt(body),
     )
 
 
-def _include_usage(body: Mapping[str, Any], *, stream: bool) -> bool:
+def _usage_options(body: Mapping[str, Any], *, stream: bool) -> tuple[bool, bool]:
+    """Whether a stream tells its usage at the end, and whether with every event (which is vLLM's)."""
     options = read_object("stream_options", body.get("stream_options", {}))
     if "stream_options" in body and not stream:
         raise InvalidRequestError("stream_options needs stream: true", param="stream_options")
-    unsupported = ("continuous_usage_stats", "include_obfuscation")
-    check_fields("stream_options", options, ("include_usage", *unsupported))
-    for name in unsupported:
-        check_neutral(f"stream_options.{name}", options.get(name, False), (False,))
-    return check_boolean("stream_options.include_usage", options.get("include_usage", False))
+    own = ("include_usage", "continuous_usage_stats")
+    check_fields("stream_options", options, (*own, "include_obfuscation"))
+    check_neutral("stream_options.include_obfuscation", options.get("include_obfuscation", False), (False,))
+    at_end, always = (check_boolean(f"stream_options.{name}", options.get(name, False)) for name in own)
+    return at_end, always
+
+
+def _num_tokens(prompt: str | list[int], model: ServedModel) -> int:
+    if isinstance(prompt, str):
+        prompt = model.tokenizer.encode(prompt, max_tokens=model.max_model_len - 1)
+    return len(prompt)
 
 
 def _within_limit(params: SamplingParams, num_prompts: int, max_output_tokens: int | None) -> SamplingParams:

@@ -24,7 +24,7 @@ from pellucid.server.json_fields import (
     required,
 )
 from pellucid.server.openai.chat_body import EXTENSION_FIELDS, extensions, parse_chat_body
-from pellucid.server.openai.fields import LABELS, metadata
+from pellucid.server.openai.fields import CACHE_RETENTIONS, LABELS, check_cache_options, metadata
 from pellucid.server.openai.requests import GenerationRequest
 from pellucid.server.openai.responses_api_items import read_input
 from pellucid.server.served_model import ServedModel
@@ -61,6 +61,7 @@ FIELDS = frozenset(
         "stream_options",
         "store",
         "metadata",
+        "prompt_cache_options",
         *LABELS,
     )
 )
@@ -71,8 +72,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "moderation": (),
     "previous_response_id": (),
     "prompt": (),
-    "prompt_cache_options": (),
-    "prompt_cache_retention": ("in_memory",),
+    "prompt_cache_retention": CACHE_RETENTIONS,
     "service_tier": ("auto", "default"),
     "truncation": ("disabled",),
 }
@@ -134,6 +134,7 @@ def parse_response(body: Mapping[str, Any], model: ServedModel) -> ResponsesRequ
         check_neutral(name, fields[name], NEUTRAL[name])
     for name in LABELS:
         read_string(name, fields.get(name, ""))
+    check_cache_options(fields)
     check_boolean("store", fields.get("store", False))
     stream = check_boolean("stream", fields.get("stream", False))
     _check_stream_options(fields, stream=stream)

@@ -40,6 +40,7 @@ class CompletionEvents:
         # Every event but the last has the same beginning and end, which is a third of what it would take to make it.
         self._head = b"data: " + json_bytes(self._envelope)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
+        self._usage = UsageSoFar(request) if request.usage_so_far else None
         choice = _ChatChoice if request.is_chat else _TextChoice
         self._choices = [
             choice(index, request, tokenizer) for index in range(len(request.prompts) * request.sampling_params.n)
@@ -51,8 +52,9 @@ class CompletionEvents:
         for index, token in tokens:
             batches.setdefault(index, []).append(token)
         return b"".join(
-            self._head + json_bytes(delta) + self._tail
+            self._head + json_bytes(delta) + tail
             for index, batch in batches.items()
+            for tail in (self._tail if self._usage is None else self._usage.tail(index, batch),)
             for delta in self._choices[index].deltas(batch)
         )
 
@@ -66,6 +68,26 @@ class CompletionEvents:
     def tell(self, error: PellucidError) -> bytes:
         """The last events of a stream that failed."""
         return event(json_bytes(error_body(error))) + DONE
+
+
+class UsageSoFar:
+    """How many tokens each choice has taken, for the events that tell it while it goes on."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        params = request.sampling_params
+        self._num_prompt = [num for num in request.usage_so_far for _ in range(params.n)]
+        self._num = [-num if params.echo else 0 for num in self._num_prompt]  # an echo is none of its tokens
+
+    def tail(self, index: int, tokens: Iterable[TokenOutput]) -> bytes:
+        """The end of the events that `tokens`, the next ones of a choice, make."""
+        self._num[index] += sum(token.token_id is not None for token in tokens)
+        prompt_tokens, completion_tokens = self._num_prompt[index], max(0, self._num[index])
+        told = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+        return b'],"usage":' + json_bytes(told) + b"}\n\n"
 
 
 class _TextChoice:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pellucid.core.sampling_params import MAX_LOGPROBS
 from pellucid.core.validation import INT32_MAX
 from pellucid.server.chat.conversation import ECHOES
+from pellucid.server.chat.effort import EFFORTS
 from pellucid.server.openai.fields import LABELS
 from pellucid.server.openai.inputs import MAX_INPUTS
 from pellucid.server.openai.requests import NEUTRAL_CHAT, NEUTRAL_COMPLETION, SAMPLING_FIELDS
 from pellucid.server.openai.response_format import RESPONSE_FORMAT_FIELDS
 from pellucid.server.openapi.fields import (
     CACHE_CONTROL,
+    CACHE_OPTIONS_PROPERTY,
     METADATA,
     MODEL,
     extension_properties,
@@ -59,7 +61,7 @@ def _tool_properties() -> dict[str, Schema]:
 def _common_properties() -> dict[str, Schema]:
     stream_options = {
         "include_usage": described(BOOLEAN, "A last event tells how many tokens it took."),
-        "continuous_usage_stats": described(enum(False), "Not supported."),
+        "continuous_usage_stats": described(BOOLEAN, "Every event tells how many tokens its choice took so far."),
         "include_obfuscation": described(enum(False), "Not supported."),
     }
     return {
@@ -92,6 +94,8 @@ def completion_request() -> Schema:
 def chat_request() -> Schema:
     """The body of `/v1/chat/completions`."""
     limit = integer(1, INT32_MAX)
+    part = request_object({"type": const("text"), "text": STRING}, ("type", "text"))
+    prediction = {"type": const("content"), "content": any_of(STRING, array(part))}
     properties = {
         **_common_properties(),
         **_tool_properties(),
@@ -101,6 +105,9 @@ def chat_request() -> Schema:
         "max_tokens": described(limit, "The older name of max_completion_tokens."),
         "logprobs": described(BOOLEAN, "Tell the log-probability of each token."),
         "top_logprobs": described(integer(0, MAX_LOGPROBS), "And those of so many alternatives; needs `logprobs`."),
+        "reasoning_effort": described(enum(*EFFORTS), "How much to think first, where the model's template has a say."),
+        "prediction": described(request_object(prediction, prediction), "Taken; no answer depends on it."),
+        "prompt_cache_options": CACHE_OPTIONS_PROPERTY,
         **neutral_properties(NEUTRAL_CHAT),
     }
     return request_object(properties, ("messages",))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from pellucid.core.validation import INT32_MAX
 from pellucid.server.chat.tool_request import MAX_TOOLS, NAME_PATTERN
-from pellucid.server.openai.fields import MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE
+from pellucid.server.openai.fields import CACHE_OPTIONS, MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE
 from pellucid.server.openapi.sampling import sampling_properties, structured_properties
 from pellucid.server.openapi.schema import (
     BOOLEAN,
@@ -31,6 +31,10 @@ METADATA: Schema = {
 }
 CACHE_CONTROL = described(
     request_object({"type": const("ephemeral"), "ttl": enum("5m", "1h")}, ("type",)),
+    "Asks for nothing: prefixes are cached and found without being told.",
+)
+CACHE_OPTIONS_PROPERTY = described(
+    request_object({name: enum(*values) for name, values in CACHE_OPTIONS.items()}),
     "Asks for nothing: prefixes are cached and found without being told.",
 )
 MODEL = described(STRING, "A name of the model that is served, as `/v1/models` lists it.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.core.sampling_params import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from pellucid.core.validation import INT32_MAX
-from pellucid.server.anthropic.requests import LEAST_BUDGET_TOKENS, NEUTRAL, NEUTRAL_OF_TOOLS, PROMPT_FIELDS
+from pellucid.server.anthropic.requests import EFFORTS, LEAST_BUDGET_TOKENS, NEUTRAL, NEUTRAL_OF_TOOLS, PROMPT_FIELDS
 from pellucid.server.openai.chat_body import EXTENSION_FIELDS
 from pellucid.server.openapi.fields import CACHE_CONTROL, MODEL, extension_properties, neutral_properties
 from pellucid.server.openapi.operation import (
@@ -106,7 +106,7 @@ def _prompt_properties() -> dict[str, Schema]:
         "tool_choice": described(choice, "Whether it calls, and what."),
         "thinking": described(thinking, "Whether the model thinks before it answers, where it can."),
         "output_config": described(
-            request_object({"format": form, "effort": STRING}), "What the answer must look like."
+            request_object({"format": form, "effort": enum(*EFFORTS)}), "What the answer must look like."
         ),
         "cache_control": CACHE_CONTROL,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pellucid.core.sampling_params import MAX_LOGPROBS
 from pellucid.core.validation import INT32_MAX
+from pellucid.server.chat.effort import EFFORTS
 from pellucid.server.openai.chat_body import EXTENSION_FIELDS
 from pellucid.server.openai.fields import LABELS
 from pellucid.server.openai.responses_api_items import NEUTRAL as NEUTRAL_OF_ITEMS
@@ -16,6 +17,7 @@ from pellucid.server.openai.responses_api_requests import (
     NEUTRAL_OF_TOOLS,
 )
 from pellucid.server.openapi.fields import (
+    CACHE_OPTIONS_PROPERTY,
     METADATA,
     MODEL,
     extension_properties,
@@ -139,7 +141,8 @@ def _request() -> Schema:
         "text": described(
             request_object({"format": form, "verbosity": const("medium")}), "What the answer must look like."
         ),
-        "reasoning": request_object({**neutral_properties(NEUTRAL_OF_REASONING), "effort": STRING}),
+        "prompt_cache_options": CACHE_OPTIONS_PROPERTY,
+        "reasoning": request_object({**neutral_properties(NEUTRAL_OF_REASONING), "effort": enum(*EFFORTS)}),
         "include": described(array(enum(*INCLUDABLE)), "What the answer is to tell besides."),
         "top_logprobs": described(
             integer(0, MAX_LOGPROBS), "So many alternatives; needs `include` of log-probabilities."
