@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.chat_models import write_base_model, write_chat_model
 
-# Neither a deadline nor a verdict on slow data: a busy machine fails no test.
-settings.register_profile("pellucid", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Neither a deadline nor a verdict on slow data: a busy machine fails no test. And the same examples in every run, so
+# that none fails for what nobody changed; `--hypothesis-profile=explore` goes looking for others.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("pellucid", UNHURRIED, derandomize=True)
+settings.register_profile("explore", UNHURRIED, derandomize=False)
 settings.load_profile("pellucid")
 
 
