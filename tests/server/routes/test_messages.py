@@ -92,7 +92,7 @@ def test_counting_tokens(client: anthropic.Anthropic) -> None:
 
 
 def test_the_order_of_events(client: anthropic.Anthropic) -> None:
-    events = client.messages.create(model="tiny", max_tokens=2, messages=HI, stream=True)
+    events = client.messages.create(model="tiny", max_tokens=2, messages=HI, stream=True, extra_body=SAMPLED)
     kinds = [event.type for event in events]
     assert kinds[:2] == ["message_start", "content_block_start"]
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
