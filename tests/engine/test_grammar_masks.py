@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -206,18 +205,18 @@ def test_what_nobody_waited_for_is_not_taken_for_the_next_step() -> None:
 def test_the_threads_end_with_the_engine() -> None:
     masks = GrammarMasks(2)
     group = group_of(masks, choice=["x"])
+    others = set(threading.enumerate())
     masks.begin(rows_of(group.sequences[0], ""))
     masks.join()
     assert masks._workers is not None
     tasks = masks._workers._tasks
-    num_threads = masks._workers.num_threads
-    before = threading.active_count()
+    threads = set(threading.enumerate()) - others
+    assert len(threads) == masks._workers.num_threads > 0
     del masks
     gc.collect()
-    deadline = monotonic() + 60
-    while threading.active_count() > before - num_threads and monotonic() < deadline:
-        sleep(0.01)
-    assert threading.active_count() <= before - num_threads
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
     assert tasks.empty()
 
 

@@ -17,7 +17,7 @@ from pellucid import LLM, AsyncEngine, InvalidRequestError, QueueFullError, Samp
 from pellucid.backends.registry import load_backend
 from pellucid.core.config import BackendConfig, SchedulerConfig, SpeculativeConfig
 from pellucid.decoding.grammar import GrammarMatcher
-from pellucid.decoding.grammar_compiler import GrammarCompiler
+from pellucid.decoding.grammar_compiler import NUM_THREADS, GrammarCompiler
 from pellucid.engine import async_engine
 from pellucid.weights.loader import open_model
 from tests.support.drafters import ScriptedDrafter
@@ -231,17 +231,27 @@ def test_plain_requests_cost_nothing_more(model: Path, monkeypatch: pytest.Monke
 
 
 class BlockedCompiler:
-    """Holds every compilation up until it is released."""
+    """Holds every compilation up until it is released. Whoever submits one waits until it has begun, if it can."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.released = threading.Event()
-        compile_it = GrammarCompiler._compile
+        begun = threading.Semaphore(0)
+        free_threads = [begun] * NUM_THREADS
+        compile_it, submit = GrammarCompiler._compile, GrammarCompiler.submit
 
         def held_up(compiler: GrammarCompiler, params: StructuredOutputsParams) -> Any:
+            begun.release()
             self.released.wait()
             return compile_it(compiler, params)
 
+        def submitted(compiler: GrammarCompiler, params: StructuredOutputsParams) -> Any:
+            compiling = submit(compiler, params)
+            if free_threads:
+                free_threads.pop().acquire()
+            return compiling
+
         monkeypatch.setattr(GrammarCompiler, "_compile", held_up)
+        monkeypatch.setattr(GrammarCompiler, "submit", submitted)
 
 
 def test_others_go_on_while_grammars_are_compiled(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,10 +85,17 @@ def serve(
     monkeypatch: pytest.MonkeyPatch,
     load: Callable[[Any], Any],
     outside: Callable[[Outside], None],
+    *,
+    closing_seconds: float = SECONDS,
     **settings: Any,
 ) -> tuple[int, Runner, str]:
-    """A server whose engine comes from `load(progress)`, while `outside` runs. Exit code, runner and log."""
+    """A server whose engine comes from `load(progress)`, while `outside` runs. Exit code, runner and log.
+
+    Args:
+        closing_seconds: how long it waits for what can be stopped.
+    """
     monkeypatch.setattr(loading, "AsyncEngine", lambda model, *, progress, **_: load(progress))
+    monkeypatch.setattr(run, "CLOSING_SECONDS", closing_seconds)
     log = io.StringIO()
     failed: list[BaseException] = []
 
@@ -181,6 +188,7 @@ def test_a_model_that_does_not_load_ends_the_server_which_tells_why(
     monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, reason: str
 ) -> None:
     asked, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(run, "FAILURE_SECONDS", SECONDS)  # the signal ends it
 
     def load(progress: Any) -> FakeEngine:
         go.wait(SECONDS)
@@ -238,12 +246,11 @@ def test_a_signal_ends_a_download(monkeypatch: pytest.MonkeyPatch, number: signa
 
 def test_what_cannot_be_stopped_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    monkeypatch.setattr(run, "CLOSING_SECONDS", 0.1)
 
     def load(progress: Any) -> None:
         go.wait(SECONDS)
 
-    result, runner, _ = serve(monkeypatch, load, lambda server: server.signal())
+    result, runner, _ = serve(monkeypatch, load, lambda server: server.signal(), closing_seconds=0.1)
     go.set()
     assert result == 0
     assert runner.must_abandon_threads
