@@ -16,26 +16,9 @@ from pellucid.core.errors import BackendError
 from pellucid.quant.formats import BlockFormat, dequantize
 from pellucid.weights.loader import open_model
 from tests.support.captures import buffers, with_capture
-from tests.support.tiny_models import make_batch, num_kv_groups, write_tiny_model
-
-try:
-    from pellucid.backends.cpu import _native
-    from pellucid.backends.cpu import backend as cpu
-except ImportError:
-    ISAS: list[str] = []
-else:
-    ISAS = _native.instruction_sets()
+from tests.support.tiny_models import ISAS, ODD, load_native, make_batch, num_kv_groups, write_tiny_model
 
 TOKENS = np.random.default_rng(11).integers(0, 128, 150).tolist()
-ODD = {  # widths that fill no vector, and more heads than KV heads
-    "llama.embedding_length": 75,
-    "llama.feed_forward_length": 129,
-    "llama.attention.head_count": 6,
-    "llama.attention.head_count_kv": 2,
-    "llama.attention.key_length": 34,
-    "llama.attention.value_length": 34,
-    "llama.rope.dimension_count": 34,
-}
 QUANTIZED = {"llama.embedding_length": 256, "llama.feed_forward_length": 512, "llama.rope.dimension_count": 64}
 
 
@@ -49,11 +32,6 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def reference(path: Path, kv_cache_dtype: str = "f32") -> ReferenceBackend:
     with open_model(path) as file:
         return ReferenceBackend(file.spec, file.weights(), threads=1, kv_cache_dtype=kv_cache_dtype)
-
-
-def native(path: Path, **options: Any) -> Backend:
-    with open_model(path) as file:
-        return cpu.CpuBackend(file.spec, file.weights(), **options)
 
 
 def capture(backend: Backend, tokens: list[int], chunk: int | None = None) -> tuple[SequenceCapture, np.ndarray]:
@@ -111,7 +89,7 @@ def test_activations_are_what_the_residual_stream_moves_by(path: Path) -> None:
 @pytest.mark.parametrize("chunk", [17, 149, 150])
 def test_the_native_core_agrees_with_the_reference(path: Path, isa: str, chunk: int) -> None:
     expected, _ = capture(reference(path), TOKENS, chunk)
-    found, _ = capture(native(path, kv_cache_dtype="f32", isa=isa), TOKENS, chunk)
+    found, _ = capture(load_native(path, kv_cache_dtype="f32", isa=isa), TOKENS, chunk)
     assert_close(found, expected, 2e-4)
     found.attention[1][:] = found.attention[0]  # the mutant: a layer's weights are another's
     with pytest.raises(AssertionError, match="attention 1"):
@@ -123,7 +101,7 @@ def test_the_native_core_agrees_with_the_reference(path: Path, isa: str, chunk: 
 def test_lossy_caches_agree_too(path: Path, kv_cache_dtype: str) -> None:
     """Both round the same keys and values; one that falls on the other side moves what follows by as much."""
     expected, _ = capture(reference(path, kv_cache_dtype), TOKENS)
-    found, _ = capture(native(path, kv_cache_dtype=kv_cache_dtype), TOKENS)
+    found, _ = capture(load_native(path, kv_cache_dtype=kv_cache_dtype), TOKENS)
     assert_close(found, expected, {"f16": 0.01, "bf16": 0.08}[kv_cache_dtype])
     for weights in found.attention.values():
         assert np.abs(weights.sum(-1) - 1).max() <= 1e-5
@@ -135,7 +113,7 @@ def test_quantized_models_write_down_what_flows_on(tmp_path: Path, format: Block
     """The residual stream and the activations before they are rounded: what down_proj and the head make of them moves
     the stream, and is the logits, within the rounding to 8 bits (0.005 was seen). Rows of a neighbour are far off."""
     path = write_tiny_model(tmp_path / "quantized.gguf", metadata=QUANTIZED, formats=format)
-    backend = native(path, threads=2)
+    backend = load_native(path, threads=2)
     wanted, logits = capture(backend, TOKENS[:70], 64)
     with open_model(path) as file:
         weights = {name: dequantize(t.data, t.format).reshape(t.shape) for name, t in file.weights()}
@@ -153,7 +131,7 @@ def test_quantized_models_write_down_what_flows_on(tmp_path: Path, format: Block
 def backend(request: pytest.FixtureRequest, path: Path) -> Backend:
     if request.param == "cpu" and not ISAS:
         pytest.skip("the native core is not built")
-    return native(path, threads=2) if request.param == "cpu" else reference(path)
+    return load_native(path, threads=2) if request.param == "cpu" else reference(path)
 
 
 def test_a_step_that_decodes_many_writes_down_each(backend: Backend) -> None:
@@ -206,7 +184,7 @@ def test_rows_without_logits_have_a_last_residual(backend: Backend) -> None:
     ],
 )
 def test_memory_that_does_not_fit_is_never_written_to(tmp_path: Path, field: str, value: Any, message: str) -> None:
-    backend = native(write_tiny_model(tmp_path / "tiny.gguf"))
+    backend = load_native(write_tiny_model(tmp_path / "tiny.gguf"))
     backend.allocate_kv_cache(1)
     batch = make_batch([(TOKENS[:5], 0, [0])])
     wanted = buffers(backend, batch)

@@ -14,26 +14,9 @@ from pellucid.core.errors import BackendError
 from pellucid.quant.formats import BlockFormat
 from pellucid.weights.loader import open_model
 from tests.support.captures import residuals
-from tests.support.tiny_models import write_tiny_model
-
-try:
-    from pellucid.backends.cpu import _native
-    from pellucid.backends.cpu import backend as cpu
-except ImportError:
-    ISAS: list[str] = []
-else:
-    ISAS = _native.instruction_sets()
+from tests.support.tiny_models import ISAS, ODD, load_native, write_tiny_model
 
 TOKENS = np.random.default_rng(3).integers(0, 128, 70).tolist()
-ODD = {  # widths that fill no vector
-    "llama.embedding_length": 75,
-    "llama.feed_forward_length": 129,
-    "llama.attention.head_count": 6,
-    "llama.attention.head_count_kv": 2,
-    "llama.attention.key_length": 34,
-    "llama.attention.value_length": 34,
-    "llama.rope.dimension_count": 34,
-}
 
 
 def paths(folder: Path) -> Iterator[Path]:
@@ -48,8 +31,7 @@ def backends(path: Path) -> Iterator[Backend]:
         yield ReferenceBackend(file.spec, file.weights(), threads=2)
     for isa in ISAS:
         for threads in (1, 3):
-            with open_model(path) as file:
-                yield cpu.CpuBackend(file.spec, file.weights(), isa=isa, threads=threads)
+            yield load_native(path, isa=isa, threads=threads)
 
 
 def hidden_states(backend: Backend, tokens: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

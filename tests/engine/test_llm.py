@@ -43,7 +43,9 @@ def llm(backend: FakeBackend) -> Iterator[LLM]:
         yield llm
         if not backend.closed:
             llm._engine.scheduler.check_integrity()
-            assert llm.shared_engine.is_idle()
+            with llm.shared_engine.exclusive():
+                pass  # which ends what was dropped
+            assert not llm.shared_engine._inboxes
             llm._engine.scheduler.check_idle()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,17 @@ from pellucid.weights.loader import open_model
 from pellucid.weights.tensor import WeightTensor
 from pellucid.weights.tensor_map import tensor_sources
 from tests.support.gguf_writer import encode, write_gguf
+
+if TYPE_CHECKING:
+    from pellucid.backends.cpu.backend import CpuBackend
+
+try:
+    from pellucid.backends.cpu import _native
+except ImportError:
+    ISAS: list[str] = []
+else:
+    ISAS = _native.instruction_sets()
+"""What the native core has kernels for here; nothing where it is not built."""
 
 LLAMA: dict[str, Any] = {
     "general.architecture": "llama",
@@ -62,6 +73,17 @@ HEADS_OF_32: dict[str, dict[str, Any]] = {
     "gemma3": {},
 }
 """What makes each of METADATA fit a KV cache of q8, whose blocks are of 32."""
+
+ODD: dict[str, Any] = {
+    "llama.embedding_length": 75,
+    "llama.feed_forward_length": 129,
+    "llama.attention.head_count": 6,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.key_length": 34,
+    "llama.attention.value_length": 34,
+    "llama.rope.dimension_count": 34,
+}
+"""What gives LLAMA widths that fill no vector."""
 
 
 def tiny_spec(
@@ -189,6 +211,14 @@ def all_logits(backend: Backend, tokens: Sequence[int], chunk: int | None = None
             backend.forward(make_batch([(piece, start, range(num_blocks))], wanted, groups=groups)).logits.copy()
         )
     return np.concatenate(logits)
+
+
+def load_native(path: Path, **options: Any) -> CpuBackend:
+    """The native core with the model at `path`; `options` are those of CpuBackend."""
+    from pellucid.backends.cpu.backend import CpuBackend
+
+    with open_model(path) as model_file:
+        return CpuBackend(model_file.spec, model_file.weights(), **options)
 
 
 def load_tiny(path: Path, name: Any, threads: int | None = 1, kv_cache_dtype: Any = "f16") -> Backend:

@@ -107,11 +107,6 @@ class SharedEngine:
                     self.abort(request_id)
                 self._free()
 
-    def is_idle(self) -> bool:
-        """Whether every request has had its reply."""
-        with self.exclusive():
-            return not self._inboxes
-
     def _require_no_step(self) -> None:
         if self._is_stepping:  # the lock is this thread's already
             raise InvalidRequestError(

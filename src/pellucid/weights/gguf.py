@@ -38,7 +38,6 @@ _MAX_ENTRIES = 65_536  # of metadata, and of tensors
 _MIN_METADATA_BYTES = 8 + 1 + 4 + 1  # key length, key, type, value
 _MIN_TENSOR_INFO_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # name length, name, dimension count, dimension, type, offset
 
-_U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
