@@ -15,6 +15,7 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -57,6 +58,7 @@ def bodies() -> dict[str, tuple[str, Any]]:
         "biases": ("/v1/completions", {"prompt": "x", "logit_bias": {str(i): 1.5 for i in range(MEGABYTE // 13)}}),
         "nested": ("/v1/completions", {"prompt": "x", "metadata": [[[[[]]]]] * (MEGABYTE // 12)}),
         "text to tokenize": ("/tokenize", {"prompt": text * (MEGABYTE // len(text))}),
+        "a word to tokenize": ("/tokenize", {"prompt": "".join(random.Random(1).choices("abcdefghij", k=300_000))}),
         "tokens to decode": ("/detokenize", {"tokens": [1234] * (MEGABYTE // 6)}),
     }
 
