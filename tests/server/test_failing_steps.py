@@ -29,7 +29,6 @@ from tests.support.served_engine import (
     check_events,
     marked,
     run,
-    until,
 )
 
 SECRET = "a prompt that nobody else may read"
@@ -64,7 +63,7 @@ async def three_beside_each_other(server: ServedEngine, backend: GatedBackend) -
     await backend.arrived()
     client = await server.begin({**LONG, "stream": True})
     bad = await server.begin(marked(70))
-    await until(lambda: len(server.engine._requests) == 3)
+    await server.handed_over(3)
     backend.open()
     stream = OpenStream(client, *await client.head())
     return alone, await whole, stream, await bad.answer()
@@ -167,7 +166,7 @@ def test_a_defect_of_the_engine_fails_what_it_had_and_nothing_else(
         whole = asyncio.create_task(server.post(LONG))
         await backend.arrived()
         begun = asyncio.create_task(server.stream(LONG))
-        await until(lambda: len(server.engine._requests) == 2)
+        await server.handed_over(2)
         backend.let(1)
         await backend.arrived()
         with monkeypatch.context() as patch:

@@ -222,11 +222,10 @@ async def all_at_once(server: ServedEngine, backend: GatedBackend) -> tuple[int,
     """Eight who read their answers, which are computed together however far apart they asked: how many steps that took,
     and the answers."""
     fast = [{**LONG, "seed": number, "temperature": 1} for number in range(8)]
-    engine, begun = server.engine, backend.num_forwards
-    num_requests = len(engine._requests) + len(fast)
+    num_others, begun = len(server.engine._requests), backend.num_forwards
     backend.close_gate()
     asking = [asyncio.create_task(server.post(body)) for body in fast]
-    await until(lambda: len(engine._requests) == num_requests and engine._inbox.qsize() == engine._num_coming)
+    await server.handed_over(num_others + len(fast))
     backend.open()
     answers = [json.loads(answer.body)["choices"] for answer in await asyncio.gather(*asking)]
     return backend.num_forwards - begun, answers

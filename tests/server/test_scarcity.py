@@ -247,7 +247,7 @@ def test_an_engine_that_is_shut_down_tells_those_who_wait(backend: GatedBackend)
         whole = asyncio.create_task(server.post(LONG))
         await backend.arrived()
         begun = asyncio.create_task(server.stream(LONG))
-        await until(lambda: len(server.engine._requests) == 2)
+        await server.handed_over(2)
         for _ in range(3):
             backend.let(1)
             await backend.arrived()

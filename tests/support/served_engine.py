@@ -126,6 +126,12 @@ class ServedEngine:
         client = await self.begin({**body, "stream": True}, path)
         return OpenStream(client, *await client.head())
 
+    async def handed_over(self, count: int) -> None:
+        """So many requests are unfinished, and have left the threads that tokenize: those that the engine does not have
+        yet, it takes in before its next step."""
+        engine = self.engine
+        await until(lambda: len(engine._requests) == count and engine._inbox.qsize() == engine._num_coming)
+
     async def settled(self) -> None:
         """Nothing is in progress any more."""
         engine = self.engine
