@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from pellucid.weights.catalog import DEFAULT_MODEL
 from tests.clients.conftest import KEY
+from tests.support.chat_models import TOKENS
 from tests.support.server_process import MODEL, SECONDS, ServerProcess
 
 HI: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -141,6 +142,25 @@ def test_a_tool_is_called(client: OpenAI, choice: Any) -> None:
     for sent in (joined, joined.model_dump()):
         going_on = [*HI, sent, {"role": "tool", "tool_call_id": joined.tool_calls[0].id, "content": "done"}]
         assert client.chat.completions.create(model=MODEL, messages=going_on, tools=[TOOL], max_tokens=5).choices
+
+
+def test_a_class_beside_tools(client: OpenAI) -> None:
+    """As agents ask: an answer of a class, unless a tool is called for."""
+    tool: Any = openai.pydantic_function_tool(Wall, name="paint")
+    for seed in range(6):
+        asked: Any = {"model": MODEL, "messages": HI, "response_format": Wall, "tools": [tool], "max_tokens": 300}
+        asked |= {"temperature": 1.0, "seed": seed}
+        if seed % 2:  # what calls begin with
+            asked["logit_bias"] = {TOKENS.index("<"): -100}
+        message = client.chat.completions.parse(**asked).choices[0].message
+        with client.chat.completions.stream(**asked) as stream:
+            streamed = stream.get_final_completion().choices[0].message
+        assert (streamed.content or None, streamed.parsed) == (message.content or None, message.parsed)
+        arguments = [call.function.parsed_arguments for call in message.tool_calls or ()]
+        assert [call.function.parsed_arguments for call in streamed.tool_calls or ()] == arguments
+        assert all(isinstance(each, Wall) for each in arguments or [message.parsed])
+        assert bool(arguments) != bool(message.parsed)
+        assert not (seed % 2 and arguments)
 
 
 def test_embeddings(client: OpenAI) -> None:

@@ -165,6 +165,18 @@ def test_results_of_tools(openai_client: openai.OpenAI, anthropic_client: anthro
     assert response.output_text == text
 
 
+def test_a_schema_beside_tools(openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic) -> None:
+    """Each form's own field for it means the same."""
+    form: Any = {"type": "json_schema", "schema": FORECAST}
+    chat = {"type": "json_schema", "json_schema": {"name": "sky", "schema": FORECAST}}
+    for seed in range(4):
+        options: dict[str, Any] = {"temperature": 1.2, "seed": seed}
+        answer = by_chat(openai_client, "auto", response_format=chat, **options)
+        assert answer[1] or json.loads(answer[0])["sky"] in ("sunny", "cloudy")
+        assert by_messages(anthropic_client, "auto", output_config={"format": form}, **options) == answer
+        assert by_responses(openai_client, "auto", text={"format": {**form, "name": "sky"}}, **options) == answer
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_schema_is_held_to(openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic, stream: bool) -> None:
     form = {"type": "json_schema", "name": "weather", "schema": SCHEMA}
