@@ -34,7 +34,7 @@ EXIT_INTERRUPTED = 130
 
 CLOSING_SECONDS = 2.0
 """How long aborted requests may take to be told, and connections to close."""
-TURN_SECONDS = 0.001
+TURN_SECONDS = 0.0005
 """After so long a thread that runs Python lets another one, if one waits."""
 FAILURE_SECONDS = 2.0
 """How long a server whose model cannot be loaded stays up for those who are connected, to tell them."""

@@ -11,6 +11,7 @@ from typing import Literal, ParamSpec, TypeAlias, TypeVar
 
 from starlette.requests import Request
 
+from pellucid.core.errors import EngineClosedError
 from pellucid.engine.async_engine import AsyncEngine
 from pellucid.server.chat.formats import chat_format_of
 from pellucid.server.errors import NotReadyError
@@ -60,6 +61,7 @@ class Serving:
         self.load_seconds: float | None = None
         self._state: State = "loading"
         self._begin = time.monotonic()
+        self._is_closed = False
         self._engine: AsyncEngine | None = None
         self._model: ServedModel | None = None
         self._threads = ThreadPoolExecutor(NUM_PARSING_THREADS, "pellucid-parsing")
@@ -115,12 +117,19 @@ class Serving:
         self._state = "draining"
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function` in a thread of its own: what takes a moment must not hold up the tokens of others."""
+        """`function` in a thread of its own: what takes a moment must not hold up the tokens of others.
+
+        Raises:
+            EngineClosedError: the server has come to its end while the body of a request still came.
+        """
+        if self._is_closed:
+            raise EngineClosedError("the server is shutting down")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     async def close(self) -> None:
         """Abort what runs, and free the model."""
+        self._is_closed = True
         self._threads.shutdown(wait=False)
         if self._engine is not None:
             await self._engine.shutdown()
