@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
 
 from pellucid.backends.base import Backend
 from pellucid.core.capture import CaptureParams
 from pellucid.core.config import SchedulerConfig, SpeculativeConfig
-from pellucid.core.errors import (
-    CapacityError,
-    EngineError,
-    InvalidRequestError,
-    PellucidError,
-    QueueFullError,
-)
+from pellucid.core.errors import CapacityError, EngineError, InvalidRequestError, QueueFullError
 from pellucid.core.kv_windows import max_blocks_of_sequence
 from pellucid.core.metrics import EngineCounters, EngineMetrics, StepTimes
 from pellucid.core.outputs import RequestOutput
@@ -226,24 +221,17 @@ class LLMEngine:
             arrival_time=self._clock() if arrival_time is None else arrival_time,
             cache=self.scheduler.cache,
         )
-        self._constraints.open(group, prompt.grammar)
-        try:
+        with ExitStack() as unless_queued:
+            self._constraints.open(group, prompt.grammar)
+            unless_queued.callback(self._constraints.close, group)
             if capture is not None:
                 self._captures.open(group, capture)
+                unless_queued.callback(self._captures.close, group)
                 group.is_drafted = False  # what would be captured of guesses is nobody's
-        except PellucidError:
-            self._constraints.close(group)
-            raise
-        self._processors.open(group)
-        self._counters.requests_received += 1
-        try:
-            self.scheduler.add(group)
-        except QueueFullError:
-            self._counters.requests_refused += 1
-            self._captures.close(group)
-            self._constraints.close(group)
-            self._processors.close(group)
-            raise
+            self._processors.open(group)
+            unless_queued.callback(self._processors.close, group)
+            self._queue(group)
+            unless_queued.pop_all()
         self._num_added += 1
         self._groups[request_id] = group
         if search is not None:
@@ -342,6 +330,14 @@ class LLMEngine:
         if self.trace is not None and before is not None:
             self._tell(self.trace, plan, *before)
         return self._take_output()
+
+    def _queue(self, group: SequenceGroup) -> None:
+        self._counters.requests_received += 1
+        try:
+            self.scheduler.add(group)
+        except QueueFullError:
+            self._counters.requests_refused += 1
+            raise
 
     def _refuse_expired(self, plan: Plan, output: StepOutput) -> None:
         for group in dict.fromkeys(sequence.group for sequence in plan.expired):
