@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from pellucid.core.errors import MAX_PARAM_CHARACTERS, InvalidRequestError
 from pellucid.core.validation import refusal, shown
 from pellucid.tokenizer.tokenizer import check_text
+
+Neutral: TypeAlias = Mapping[str, tuple[object, ...]]
+NOTHING: Neutral = MappingProxyType({})
 
 
 def read_object(path: str, value: Any) -> dict[str, Any]:
@@ -81,11 +85,21 @@ def required(path: str, fields: Mapping[str, Any], name: str) -> Any:
     return fields[name]
 
 
-def check_fields(path: str, fields: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises InvalidRequestError if the object at `path` has a field that is not known."""
-    for name in fields:
-        if name not in known:
-            close = difflib.get_close_matches(name[:MAX_PARAM_CHARACTERS], list(known), n=1)
+def check_fields(path: str, fields: Mapping[str, Any], known: Collection[str], neutral: Neutral = NOTHING) -> None:
+    """Refuse the fields of the object at `path` that are not known.
+
+    Args:
+        known: fields that are read elsewhere.
+        neutral: fields that are not supported, with the values that ask for nothing.
+
+    Raises:
+        InvalidRequestError: `param` is the path of the field.
+    """
+    for name, value in fields.items():
+        if name in neutral:
+            check_neutral(join(path, name), value, neutral[name])
+        elif name not in known:
+            close = difflib.get_close_matches(name[:MAX_PARAM_CHARACTERS], [*known, *neutral], n=1)
             hint = f": did you mean {close[0]}?" if close else ""
             where = f"a field of {path}" if path else "a parameter of this endpoint"
             raise InvalidRequestError(f"{shown(name)} is not {where}{hint}", param=join(path, name))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pellucid.core.errors import ModelNotFoundError
 from pellucid.core.validation import shown
-from pellucid.server.chat.formats import PLAIN_TEXT, ChatFormat
+from pellucid.engine.loaded_model import LoadedModel
+from pellucid.server.chat.formats import PLAIN_TEXT, ChatFormat, chat_format_of
 from pellucid.tokenizer.tokenizer import Tokenizer
 
 
@@ -32,6 +34,24 @@ class ServedModel:
     hidden_size: int
     max_output_tokens: int | None = None
     chat_format: ChatFormat = PLAIN_TEXT
+
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedModel,
+        names: Iterable[str],
+        *,
+        max_output_tokens: int | None = None,
+        tool_call_parser: str = "auto",
+        reasoning_parser: str = "auto",
+    ) -> ServedModel:
+        """A model that is loaded, under these names. Raises what `chat_format_of` does, of the two parsers."""
+        tokenizer = loaded.tokenizer
+        chat_format = chat_format_of(tokenizer, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser)
+        vocab_size, hidden_size = loaded.spec.vocab_size, loaded.spec.hidden_size
+        return cls(
+            tuple(names), tokenizer, loaded.max_model_len, vocab_size, hidden_size, max_output_tokens, chat_format
+        )
 
     def check_name(self, model: str) -> None:
         """Raises ModelNotFoundError unless `model` is one of its names."""

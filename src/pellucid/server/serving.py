@@ -13,7 +13,6 @@ from starlette.requests import Request
 
 from pellucid.core.errors import EngineClosedError
 from pellucid.engine.async_engine import AsyncEngine
-from pellucid.server.chat.formats import chat_format_of
 from pellucid.server.errors import NotReadyError
 from pellucid.server.metrics.server_metrics import ServerMetrics
 from pellucid.server.served_model import ServedModel
@@ -90,18 +89,13 @@ class Serving:
         Raises:
             InvalidRequestError: there is no parser of a name that the settings have.
         """
-        self._model = ServedModel(
-            self.settings.served_model_names,
-            engine.tokenizer,
-            engine.max_model_len,
-            engine.spec.vocab_size,
-            engine.spec.hidden_size,
-            self.settings.max_output_tokens,
-            chat_format_of(
-                engine.tokenizer,
-                tool_call_parser=self.settings.tool_call_parser,
-                reasoning_parser=self.settings.reasoning_parser,
-            ),
+        settings = self.settings
+        self._model = ServedModel.of(
+            engine,
+            settings.served_model_names,
+            max_output_tokens=settings.max_output_tokens,
+            tool_call_parser=settings.tool_call_parser,
+            reasoning_parser=settings.reasoning_parser,
         )
         self._engine = engine
         self.load_seconds = time.monotonic() - self._begin

@@ -37,9 +37,9 @@ class KnownFields(Exception):
 
 @pytest.fixture(autouse=True)
 def _parsers_tell_what_they_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tell(path: str, fields: Any, known: Collection[str]) -> None:
+    def tell(path: str, fields: Any, known: Collection[str], neutral: Collection[str] = ()) -> None:
         assert path == ""
-        raise KnownFields(known)
+        raise KnownFields({*known, *neutral})
 
     for module in (anthropic_requests, openai_fields, responses_api_requests):
         monkeypatch.setattr(module, "check_fields", tell)

@@ -18,6 +18,7 @@ from pellucid.server.anthropic.errors import ThreadsNotSupportedError
 from pellucid.server.chat.conversation import check_cache_control
 from pellucid.server.chat.effort import with_variables
 from pellucid.server.json_fields import (
+    Neutral,
     check_fields,
     check_neutral,
     read_choice,
@@ -40,7 +41,7 @@ DEFAULT_EFFORT = "high"
 PROMPT_FIELDS = frozenset(("messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control"))
 """What the prompt is made of."""
 _FIELDS = PROMPT_FIELDS | {"model", "max_tokens", "stop_sequences", "stream", "metadata", "user_profile_id"}
-NEUTRAL: dict[str, tuple[object, ...]] = {
+NEUTRAL: Neutral = {
     "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
     "mcp_servers": ([],),
@@ -52,7 +53,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "thread": (),
 }
 """Parameters that are not supported, with the values that ask for nothing."""
-NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
+NEUTRAL_OF_COUNTING: Neutral = {name: NEUTRAL[name] for name in ("mcp_servers", "context_management", "speed")}
+NEUTRAL_OF_TOOLS: Neutral = {
     "type": ("custom",),
     "input_examples": ([],),
     "defer_loading": (False,),
@@ -79,13 +81,11 @@ def parse_messages(body: Mapping[str, Any], model: ServedModel) -> GenerationReq
         ModelFileError: the model's chat template is faulty.
     """
     fields = read_object("body", body)
-    check_fields("", fields, (_FIELDS | NEUTRAL.keys() | EXTENSION_FIELDS) - {"stop"})
     if "thread" in fields:
         raise ThreadsNotSupportedError(
             "thread is not supported: nothing is stored here, send all messages", param="thread"
         )
-    for name in NEUTRAL.keys() & fields.keys():
-        check_neutral(name, fields[name], NEUTRAL[name])
+    check_fields("", fields, (_FIELDS | EXTENSION_FIELDS) - {"stop"}, NEUTRAL)
     _check_labels(fields)
     chat = extensions(fields)
     chat["max_tokens"] = check_integer("max_tokens", required("", fields, "max_tokens"), 1, INT32_MAX)
@@ -103,10 +103,7 @@ def parse_count_tokens(body: Mapping[str, Any], model: ServedModel) -> int:
         As `parse_messages`.
     """
     fields = read_object("body", body)
-    own = PROMPT_FIELDS | {"model", "mcp_servers", "context_management", "speed", "chat_template_kwargs"}
-    check_fields("", fields, own)
-    for name in NEUTRAL.keys() & fields.keys():
-        check_neutral(name, fields[name], NEUTRAL[name])
+    check_fields("", fields, PROMPT_FIELDS | {"model", "chat_template_kwargs"}, NEUTRAL_OF_COUNTING)
     return len(_parse(fields, extensions(fields), model).prompts[0])
 
 
@@ -155,9 +152,7 @@ def _tool(path: str, tool: Any) -> dict[str, Any]:
             f"{path} is of type {shown(fields['type'])}, which is not supported: describe a tool by its input_schema",
             param=f"{path}.type",
         )
-    check_fields(path, fields, ("name", "description", "input_schema", "strict", "cache_control", *NEUTRAL_OF_TOOLS))
-    for name in NEUTRAL_OF_TOOLS.keys() & fields.keys():
-        check_neutral(f"{path}.{name}", fields[name], NEUTRAL_OF_TOOLS[name])
+    check_fields(path, fields, ("name", "description", "input_schema", "strict", "cache_control"), NEUTRAL_OF_TOOLS)
     check_cache_control(f"{path}.cache_control", fields.get("cache_control"))
     function: dict[str, Any] = {
         "name": read_string(f"{path}.name", required(path, fields, "name")),

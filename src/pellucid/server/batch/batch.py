@@ -20,7 +20,6 @@ from pellucid.engine.offline import OfflineRun, Request
 from pellucid.engine.progress import GenerateProgress
 from pellucid.server.batch.batch_input import BatchInput, BatchLine
 from pellucid.server.batch.batch_output import BatchOutput, Identity
-from pellucid.server.chat.formats import chat_format_of
 from pellucid.server.openai.requests import ENDPOINTS, GenerationRequest
 from pellucid.server.openai.responses import error_body, response_body
 from pellucid.server.served_model import ServedModel
@@ -72,14 +71,7 @@ class Batch:
         self._input = batch_input
         self._output = output
         self._identity = identity
-        self._model = ServedModel(
-            tuple(served_model_names),
-            llm.tokenizer,
-            llm.max_model_len,
-            llm.spec.vocab_size,
-            llm.spec.hidden_size,
-            chat_format=chat_format_of(llm.tokenizer),
-        )
+        self._model = ServedModel.of(llm, served_model_names)
         self._seed = seed
         self._clock = clock
         self._pending: dict[int, tuple[Pending, int]] = {}

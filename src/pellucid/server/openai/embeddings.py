@@ -15,14 +15,14 @@ from pellucid.core.outputs import EmbeddingOutput
 from pellucid.core.pooling_params import PoolingParams
 from pellucid.core.validation import check_boolean, check_integer, refusal
 from pellucid.server.http.replies import join_list, join_object, json_bytes
-from pellucid.server.json_fields import required
+from pellucid.server.json_fields import Neutral, required
 from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, without_nulls
 from pellucid.server.openai.inputs import encode_inputs, input_list
 from pellucid.server.served_model import ServedModel
 
 POOLING_FIELDS = frozenset(("model", "pooling", "add_special_tokens", "priority", "cache_salt"))
 """Parameters of whatever pools prompts, beside its inputs."""
-NEUTRAL: dict[str, tuple[object, ...]] = {"truncate_prompt_tokens": (), "messages": ()}
+NEUTRAL: Neutral = {"truncate_prompt_tokens": (), "messages": ()}
 """Parameters of vLLM that are not supported."""
 
 

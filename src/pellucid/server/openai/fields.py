@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pellucid.core.validation import INT32_MAX, check_integer, refusal
-from pellucid.server.json_fields import check_fields, check_neutral, read_choice, read_object, read_string
+from pellucid.server.json_fields import NOTHING, Neutral, check_fields, read_choice, read_object, read_string
 from pellucid.server.served_model import ServedModel
 
 LABELS = frozenset(("user", "safety_identifier", "prompt_cache_key"))
@@ -26,9 +26,7 @@ def without_nulls(body: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def check_names(
-    body: Mapping[str, Any], known: Collection[str], neutral: Mapping[str, tuple[object, ...]] | None = None
-) -> None:
+def check_names(body: Mapping[str, Any], known: Collection[str], neutral: Neutral = NOTHING) -> None:
     """Refuse what is not known by its name.
 
     Args:
@@ -38,13 +36,9 @@ def check_names(
     Raises:
         InvalidRequestError: `param` is the name.
     """
-    neutral = neutral or {}
-    for name in body:
-        if name in LABELS:
-            read_string(name, body[name])
-        elif name in neutral:
-            check_neutral(name, body[name], neutral[name])
-    check_fields("", body, {*known, *LABELS, *neutral})
+    for name in LABELS & body.keys():
+        read_string(name, body[name])
+    check_fields("", body, {*known, *LABELS}, neutral)
 
 
 def model_name(body: Mapping[str, Any], model: ServedModel) -> str:

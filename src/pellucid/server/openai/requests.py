@@ -16,6 +16,7 @@ from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, re
 from pellucid.server.chat.effort import effort_variables
 from pellucid.server.chat.tools import ChatTurn, parse_chat_turn, render_chat
 from pellucid.server.json_fields import (
+    Neutral,
     check_fields,
     check_neutral,
     read_choice,
@@ -48,12 +49,12 @@ SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
 }
 """Parameters that mean what the field of SamplingParams of that name means: OpenAI's, and beyond them vLLM's."""
 
-_NEUTRAL: dict[str, tuple[object, ...]] = {
+_NEUTRAL: Neutral = {
     "prompt_cache_retention": CACHE_RETENTIONS,
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
-NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
+NEUTRAL_CHAT: Neutral = {
     **_NEUTRAL,
     "modalities": (["text"],),
     "functions": ([],),
@@ -63,7 +64,7 @@ NEUTRAL_CHAT: dict[str, tuple[object, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-NEUTRAL_COMPLETION: dict[str, tuple[object, ...]] = {
+NEUTRAL_COMPLETION: Neutral = {
     **_NEUTRAL,
     "suffix": ("",),
 }
@@ -272,7 +273,7 @@ ENDPOINTS: dict[str, Callable[[Mapping[str, Any], ServedModel], GenerationReques
 }
 
 
-def _check_names(body: Mapping[str, Any], own: set[str], neutral: Mapping[str, tuple[object, ...]]) -> None:
+def _check_names(body: Mapping[str, Any], own: set[str], neutral: Neutral) -> None:
     check_names(body, own | SAMPLING_FIELDS | RESPONSE_FORMAT_FIELDS | _COMMON, neutral)
     metadata(body)
 

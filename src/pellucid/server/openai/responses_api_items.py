@@ -10,6 +10,7 @@ from typing import Any
 from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import refusal, shown
 from pellucid.server.json_fields import (
+    Neutral,
     check_fields,
     check_neutral,
     read_choice,
@@ -21,7 +22,7 @@ from pellucid.server.json_fields import (
 
 ROLES = ("user", "assistant", "system", "developer")
 STATUSES = ("in_progress", "completed", "incomplete")
-NEUTRAL: dict[str, tuple[object, ...]] = {
+NEUTRAL: Neutral = {
     "caller": ({"type": "direct"},),
     "namespace": (),
     "phase": (),

@@ -15,6 +15,7 @@ from pellucid.core.errors import InvalidRequestError
 from pellucid.core.sampling_params import MAX_LOGPROBS
 from pellucid.core.validation import INT32_MAX, check_boolean, check_integer, shown
 from pellucid.server.json_fields import (
+    Neutral,
     check_fields,
     check_neutral,
     read_choice,
@@ -65,7 +66,7 @@ FIELDS = frozenset(
         *LABELS,
     )
 )
-NEUTRAL: dict[str, tuple[object, ...]] = {
+NEUTRAL: Neutral = {
     "background": (False,),
     "context_management": ([],),
     "conversation": (),
@@ -78,12 +79,12 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 _STORED = ("conversation", "previous_response_id", "prompt")
 """What refers to something that was stored."""
-NEUTRAL_OF_TOOLS: dict[str, tuple[object, ...]] = {
+NEUTRAL_OF_TOOLS: Neutral = {
     "allowed_callers": (["direct"],),
     "defer_loading": (False,),
     "output_schema": (),
 }
-NEUTRAL_OF_REASONING: dict[str, tuple[object, ...]] = {
+NEUTRAL_OF_REASONING: Neutral = {
     "summary": ("auto",),  # as the model can: its reasoning comes whole
     "generate_summary": ("auto",),
     "context": ("auto",),
@@ -129,9 +130,7 @@ def parse_response(body: Mapping[str, Any], model: ServedModel) -> ResponsesRequ
                 f"{name} is not supported: nothing is stored here, so send all that was said before as input",
                 param=name,
             )
-    check_fields("", fields, FIELDS | NEUTRAL.keys() | EXTENSION_FIELDS)
-    for name in NEUTRAL.keys() & fields.keys():
-        check_neutral(name, fields[name], NEUTRAL[name])
+    check_fields("", fields, FIELDS | EXTENSION_FIELDS, NEUTRAL)
     for name in LABELS:
         read_string(name, fields.get(name, ""))
     check_cache_options(fields)
@@ -178,9 +177,7 @@ def _tool(path: str, tool: Any) -> dict[str, Any]:
             f"{path} is of type {shown(fields['type'])}, which is not supported: only functions are",
             param=f"{path}.type",
         )
-    check_fields(path, fields, ("type", "name", "description", "parameters", "strict", *NEUTRAL_OF_TOOLS))
-    for name in NEUTRAL_OF_TOOLS.keys() & fields.keys():
-        check_neutral(f"{path}.{name}", fields[name], NEUTRAL_OF_TOOLS[name])
+    check_fields(path, fields, ("type", "name", "description", "parameters", "strict"), NEUTRAL_OF_TOOLS)
     function: dict[str, Any] = {"name": read_string(f"{path}.name", required(path, fields, "name"))}
     function |= {name: fields[name] for name in ("description", "parameters", "strict") if name in fields}
     return {"type": "function", "function": function}
@@ -229,9 +226,7 @@ def _text(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _reasoning(fields: dict[str, Any]) -> dict[str, Any]:
     """`reasoning_effort` of chat completions."""
-    check_fields("reasoning", fields, ("effort", *NEUTRAL_OF_REASONING))
-    for name in NEUTRAL_OF_REASONING.keys() & fields.keys():
-        check_neutral(f"reasoning.{name}", fields[name], NEUTRAL_OF_REASONING[name])
+    check_fields("reasoning", fields, ("effort",), NEUTRAL_OF_REASONING)
     if "effort" not in fields:
         return {}
     return {"reasoning_effort": read_string("reasoning.effort", fields["effort"])}

@@ -14,13 +14,13 @@ from pellucid.core.outputs import EmbeddingOutput, LabelOutput
 from pellucid.core.pooling_params import labelling
 from pellucid.core.validation import check_boolean, refusal
 from pellucid.server.http.replies import join_list, join_object, json_bytes
-from pellucid.server.json_fields import required
+from pellucid.server.json_fields import Neutral, required
 from pellucid.server.openai.embeddings import POOLING_FIELDS, PoolingRequest, pooling_request, pooling_usage
 from pellucid.server.openai.fields import cache_salt, check_names, model_name, priority, without_nulls
 from pellucid.server.openai.inputs import check_vocabulary, encode_inputs, input_list
 from pellucid.server.served_model import ServedModel
 
-NEUTRAL: dict[str, tuple[object, ...]] = {"truncate_prompt_tokens": (), "mm_processor_kwargs": ({},)}
+NEUTRAL: Neutral = {"truncate_prompt_tokens": (), "mm_processor_kwargs": ({},)}
 """Parameters of vLLM that are not supported, with the values that ask for nothing."""
 
 

@@ -10,7 +10,7 @@ from pellucid.core.errors import InvalidRequestError
 from pellucid.core.validation import check_boolean, refusal
 from pellucid.server.chat.tools import parse_chat_turn, render_chat
 from pellucid.server.http.replies import join_object, json_bytes, long_list, long_string
-from pellucid.server.json_fields import required
+from pellucid.server.json_fields import Neutral, required
 from pellucid.server.openai.fields import check_names, model_name, without_nulls
 from pellucid.server.openai.inputs import check_vocabulary
 from pellucid.server.served_model import ServedModel
@@ -18,7 +18,7 @@ from pellucid.tokenizer.chat_template import check_template_kwargs
 
 _OF_A_PROMPT = frozenset(("prompt", "add_special_tokens", "parse_special"))
 _OF_A_CONVERSATION = frozenset(("messages", "tools", "add_generation_prompt", "chat_template_kwargs"))
-NEUTRAL: dict[str, tuple[object, ...]] = {
+NEUTRAL: Neutral = {
     "chat_template": (),
     "continue_final_message": (False,),
     "mm_processor_kwargs": ({},),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from pellucid.core.validation import INT32_MAX
 from pellucid.server.chat.tool_request import MAX_TOOLS, NAME_PATTERN
+from pellucid.server.json_fields import Neutral
 from pellucid.server.openai.fields import CACHE_OPTIONS, MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE
 from pellucid.server.openapi.sampling import sampling_properties, structured_properties
 from pellucid.server.openapi.schema import (
@@ -40,7 +41,7 @@ CACHE_OPTIONS_PROPERTY = described(
 MODEL = described(STRING, "A name of the model that is served, as `/v1/models` lists it.")
 
 
-def neutral_properties(table: Mapping[str, tuple[object, ...]]) -> dict[str, Schema]:
+def neutral_properties(table: Neutral) -> dict[str, Schema]:
     """Fields that are not supported, with the values that ask for nothing."""
     text = "Not supported: {} is taken, for clients that send it."
     return {

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pellucid.core.sampling_params import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from pellucid.core.validation import INT32_MAX
-from pellucid.server.anthropic.requests import EFFORTS, LEAST_BUDGET_TOKENS, NEUTRAL, NEUTRAL_OF_TOOLS, PROMPT_FIELDS
+from pellucid.server.anthropic.requests import (
+    EFFORTS,
+    LEAST_BUDGET_TOKENS,
+    NEUTRAL,
+    NEUTRAL_OF_COUNTING,
+    NEUTRAL_OF_TOOLS,
+    PROMPT_FIELDS,
+)
 from pellucid.server.openai.chat_body import EXTENSION_FIELDS
 from pellucid.server.openapi.fields import CACHE_CONTROL, MODEL, extension_properties, neutral_properties
 from pellucid.server.openapi.operation import (
@@ -132,9 +139,8 @@ def _message_request() -> Schema:
 
 
 def _count_tokens_request() -> Schema:
-    names = ("mcp_servers", "context_management", "speed")
     properties = {
-        **neutral_properties({name: NEUTRAL[name] for name in names}),
+        **neutral_properties(NEUTRAL_OF_COUNTING),
         **extension_properties(("chat_template_kwargs",)),
         **_prompt_properties(),
     }
