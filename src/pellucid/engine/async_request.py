@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from pellucid.core.capture import CaptureParams
 from pellucid.core.errors import PellucidError
@@ -26,6 +27,7 @@ class AsyncRequest:
         loop: whose request it is; None before it was begun.
         arrival_time: when it was begun, in seconds on the engine's clock.
         num_read: items taken.
+        offer: takes a token that comes while one is waited for, instead of the queue; or does not, and says so.
         resume_asked: whether the engine thread was told that a paused request has been read; it takes that back.
         is_dropped: nobody reads it any more.
 
@@ -50,6 +52,7 @@ class AsyncRequest:
         "loop",
         "num_read",
         "num_sent",
+        "offer",
         "params",
         "priority",
         "request_id",
@@ -76,6 +79,7 @@ class AsyncRequest:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.arrival_time = 0.0
         self.num_read = 0
+        self.offer: Callable[[TokenOutput], bool] | None = None
         self.resume_asked = False
         self.is_dropped = False
         self.is_added = False
@@ -93,9 +97,17 @@ class AsyncRequest:
 
     def receive(self, item: Item) -> None:
         """In the loop: an item has come."""
+        waiter = self._waiter if self._waiter is not None and not self._waiter.done() else None
+        if waiter is not None and self.offer is not None and not self._items and _is_inner(item):
+            try:
+                if self.offer(item):
+                    return
+            except Exception as error:  # the reader's own
+                waiter.set_exception(error)
+                return
         self._items.append(item)
-        if self._waiter is not None and self._is_enough() and not self._waiter.done():
-            self._waiter.set_result(None)
+        if waiter is not None and self._is_enough():
+            waiter.set_result(None)
 
     def hang_up(self) -> None:
         """In the loop: whoever waits for an item is told that none will come."""
@@ -130,11 +142,16 @@ class AsyncRequest:
         if len(self._items) >= self._num_wanted or not self._items:
             return bool(self._items)
         last = self._items[-1]
-        return not isinstance(last, TokenOutput) or last.request_output is not None
+        return not _is_inner(last)
 
     def _pop(self) -> Item:
         self.num_read += 1
         return self._items.popleft()
+
+
+def _is_inner(item: Item) -> TypeGuard[TokenOutput]:
+    """Whether it is a token with others to come."""
+    return isinstance(item, TokenOutput) and item.request_output is None
 
 
 class AsyncTokenStream:
@@ -184,6 +201,22 @@ class AsyncTokenStream:
         while not self._is_over and (item := self._request.take_ready()) is not None:
             tokens.append(self._opened(item))
         return tokens
+
+    def pass_on(self, take: Callable[[TokenOutput], bool]) -> None:
+        """Offer each token that comes while it is waited for to `take`, in the loop and at once, for to wake the task
+        that waits takes longer than most of what is done with a token. One that is taken will not be read; one that is
+        not, and the last one, are read as ever. What `take` raises is raised to whoever waits."""
+        request, engine = self._request, self._engine
+
+        def offer(token: TokenOutput) -> bool:  # without a reference to this stream, which is aborted when it is let go
+            if not take(token):
+                return False
+            request.num_read += 1
+            if request.is_paused:
+                engine._has_read(request)
+            return True
+
+        request.offer = offer
 
     async def _next(self, num_wanted: int) -> TokenOutput | None:
         await self._begin()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol
 
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from pellucid.core.outputs import RequestOutput, TokenOutput
 from pellucid.engine.async_engine import AsyncEngine
 from pellucid.engine.async_request import AsyncTokenStream
 from pellucid.server.errors import DeadlineError
-from pellucid.server.http.sse import EventStream
+from pellucid.server.http.sse import EventBody, EventStream
 from pellucid.server.openai.requests import GenerationRequest
 from pellucid.server.serving import Serving, serving_of
 
@@ -48,6 +48,7 @@ class Generation:
         self._is_late = False
         self._cache_salt = cache_salt + request.cache_salt
         self._num_wanted = stream_interval * request.sampling_params.n
+        self._streams: list[AsyncTokenStream] = []
         self._ids = [f"{request_id}-{place}" if place else request_id for place in range(len(request.prompts))]
 
     async def complete(self) -> list[RequestOutput]:
@@ -97,7 +98,7 @@ class Generation:
             As `complete`.
         """
         request = self._request
-        streams = [
+        streams = self._streams = [
             self._engine.generate(
                 prompt,
                 request.sampling_params,
@@ -130,6 +131,12 @@ class Generation:
             for stream in streams:
                 await stream.aclose()
         self.outputs = [stream.request_output for stream in streams if stream.request_output is not None]
+
+    def pass_on(self, take: Callable[[list[tuple[int, TokenOutput]]], bool]) -> None:
+        """Offer what comes while `stream` is waited for to `take` first, as `AsyncTokenStream.pass_on` does. Nothing is
+        offered where several tokens are to come together."""
+        if len(self._streams) == 1 and self._num_wanted == 1:
+            self._streams[0].pass_on(lambda token: take([(token.index, token)]))
 
     def _give_up(self) -> None:
         self._is_late = True
@@ -183,8 +190,20 @@ async def answer_events(serving: Serving, generation: Generation, events: Answer
 
 def event_stream(serving: Serving, generation: Generation, events: AnswerEvents) -> EventStream:
     """The response that sends the events of a request as they come."""
+
+    def on_open(body: EventBody) -> None:
+        def take(tokens: list[tuple[int, TokenOutput]]) -> bool:
+            if not body.is_free:
+                return False
+            if data := events.events(tokens):
+                body.send_now(data)
+            return True
+
+        generation.pass_on(take)
+
     heartbeat = serving.settings.heartbeat_seconds
-    return EventStream(answer_events(serving, generation, events), events.tell, heartbeat_seconds=heartbeat)
+    waited = answer_events(serving, generation, events)
+    return EventStream(waited, events.tell, heartbeat_seconds=heartbeat, on_open=on_open)
 
 
 async def _merged(streams: list[AsyncTokenStream], num_wanted: int) -> AsyncIterator[tuple[int, list[TokenOutput]]]:

@@ -40,6 +40,8 @@ class EventStream(Response):
     Args:
         tell: the last events of a stream that failed, from its error.
         heartbeat_seconds: how long nothing may be sent.
+        on_open: called with the body once it is open, for events that it can be given while `events` waits for what
+            comes next.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class EventStream(Response):
         tell: Callable[[PellucidError], bytes],
         *,
         heartbeat_seconds: float,
+        on_open: Callable[[EventBody], None] = lambda body: None,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -55,6 +58,7 @@ class EventStream(Response):
         self._events = events
         self._tell = tell
         self._heartbeat_seconds = heartbeat_seconds
+        self._on_open = on_open
         self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,8 +88,9 @@ class EventStream(Response):
                     return
             self._has_begun = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            body = _Body(send, chunk_writer(scope), self._heartbeat_seconds)
+            body = EventBody(send, chunk_writer(scope), self._heartbeat_seconds)
             try:
+                self._on_open(body)
                 await self._send_events(first, body, scope)
             finally:
                 await body.close()
@@ -94,7 +99,7 @@ class EventStream(Response):
                 first.cancel()
                 await asyncio.wait((first,))
 
-    async def _send_events(self, first: asyncio.Future[bytes], body: _Body, scope: Scope) -> None:
+    async def _send_events(self, first: asyncio.Future[bytes], body: EventBody, scope: Scope) -> None:
         try:
             await body.send(await first)
             async for events in self._events:
@@ -106,12 +111,12 @@ class EventStream(Response):
         await body.end()
 
 
-class _Body:
+class EventBody:
     """A body in which something is sent at least every `seconds`."""
 
-    def __init__(self, send: Send, write: ChunkWriter | None, seconds: float) -> None:
+    def __init__(self, send: Send, writer: ChunkWriter | None, seconds: float) -> None:
         self._send = send
-        self._write = write
+        self._writer = writer
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
@@ -121,10 +126,23 @@ class _Body:
 
     async def send(self, data: bytes) -> None:
         """Send `data`; waits where the client is slow to read."""
-        if self._write is None or not self._write(data):
-            self._num_sending += 1
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
-            self._num_sending -= 1
+        if self.is_free:
+            self.send_now(data)
+            return
+        self._num_sending += 1
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._num_sending -= 1
+        self._last = self._loop.time()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether something may be sent without waiting."""
+        return self._writer is not None and not self._num_sending and self._writer.is_free
+
+    def send_now(self, data: bytes) -> None:
+        """Send `data`; the body must be free."""
+        assert self._writer is not None
+        self._writer.write(data)
         self._last = self._loop.time()
 
     async def end(self) -> None:
