@@ -148,6 +148,7 @@ def test_nothing_long_is_done_in_the_event_loop(monkeypatch: pytest.MonkeyPatch)
 async def leaves(server: Server) -> None:
     asking = asyncio.create_task(server.ask("/v1/embeddings", {"input": ["abc"] * 20}))
     await server.until(lambda: len(server.engine._requests) == 4)
+    await server.until(lambda: server.engine._inbox.qsize() == server.engine._num_coming)  # all are tokenized
     server.leave()
     await server.until(asking.done)
     server.backend.gate.set()
