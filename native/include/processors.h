@@ -27,7 +27,7 @@ class Pinned {
 #if defined(__linux__)
   private:
     bool is_pinned_ = false;
-    cpu_set_t before_;
+    cpu_set_t before_, one_;
 #endif
 };
 

@@ -37,14 +37,15 @@ Pinned::Pinned(const std::vector<int>& processors, int thread) {
     if (processors.empty()) return;
     before_ = usable();
     if (!CPU_ISSET(processors[thread], &before_)) return;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(processors[thread], &one);
-    is_pinned_ = sched_setaffinity(0, sizeof one, &one) == 0;
+    CPU_ZERO(&one_);
+    CPU_SET(processors[thread], &one_);
+    is_pinned_ = sched_setaffinity(0, sizeof one_, &one_) == 0;
 }
 
 Pinned::~Pinned() {
-    if (is_pinned_) sched_setaffinity(0, sizeof before_, &before_);
+    if (!is_pinned_) return;
+    const cpu_set_t now = usable();
+    if (CPU_EQUAL(&now, &one_)) sched_setaffinity(0, sizeof before_, &before_);  // else somebody else has changed it
 }
 
 #else

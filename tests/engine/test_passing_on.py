@@ -58,7 +58,7 @@ def test_nothing_is_lost_doubled_or_overtaken(backend: GatedBackend, n: int) -> 
         for takes in (lambda number: True, lambda number: number % 5 > 0, lambda number: False):
             came, passed, output = await both(engine, [7], params, takes)
             assert came == read_only
-            assert (passed > 0) == takes(1)
+            assert (passed > 0) == (takes(1) and n == 1)  # three come together, and are read together
             assert passed < 40 * n  # the last one is read
             assert [len(completion.token_ids) for completion in output.outputs] == [40] * n
 
@@ -85,9 +85,9 @@ def test_tokens_in_the_queue_are_not_overtaken(backend: GatedBackend) -> None:
 def test_a_check_sees_tokens_that_overtake(backend: GatedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     receive = AsyncRequest.receive
 
-    def hasty(self: AsyncRequest, item: Any) -> None:
+    def hasty(self: AsyncRequest, item: Any, *, is_alone: bool) -> None:
         if self.offer is None or not isinstance(item, TokenOutput) or item.request_output or not self.offer(item):
-            receive(self, item)
+            receive(self, item, is_alone=is_alone)
 
     monkeypatch.setattr(AsyncRequest, "receive", hasty)
     with pytest.raises(AssertionError):
@@ -104,6 +104,28 @@ def test_what_is_passed_on_counts_as_read(backend: GatedBackend) -> None:
         assert engine.metrics().paused_sequences == 0
 
     run(work, max_unread_tokens=2)
+
+
+def test_tokens_that_come_together_are_read_together(backend: GatedBackend) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        stream = engine.generate([7], ENDLESS)
+        passed: list[TokenOutput] = []
+        stream.pass_on(lambda token: passed.append(token) or True)  # type: ignore[func-returns-value]
+        backend.close_gate()
+        async with stream:
+            reading = asyncio.create_task(stream.read())
+            await backend.arrived()
+            tokens = [TokenOutput(stream.request_id, 0, token_id, "x", None, None) for token_id in (1, 2, 3)]
+            engine._receive([(stream._request, token) for token in tokens], threading.Event())
+            assert await reading == tokens
+            reading = asyncio.create_task(stream.read())
+            await asyncio.sleep(0)
+            engine._receive([(stream._request, tokens[0])], threading.Event())
+            assert passed == tokens[:1]
+            reading.cancel()
+            backend.open()
+
+    run(work)
 
 
 def test_what_it_raises_is_raised_to_the_reader(backend: GatedBackend) -> None:

@@ -84,6 +84,16 @@ def test_a_window_begins_earlier_where_its_beginning_merges_with_what_is_before(
     assert merge_symbols("a" * 29 + "b", lambda left, right: FROM_THE_RIGHT.get(left + right)) == ["a" * 29 + "b"]
 
 
+def test_a_window_that_began_anew_in_vain_stays_longer() -> None:
+    """Whole powers of two merge first, then such as a few windows hold: windows that forget that they were too short
+    would begin at the same places for ever."""
+    ranks = {"a" * 2**power: power for power in range(1, 5)}
+    ranks |= {"a" * (16 * number): 10 + number for number in range(2, 49)}
+    for length in (500, 896, 897, 1500):
+        for sizes in ((256, 8), (64, 4), (33, 2), (16, 4)):
+            check_windows("a" * length, ranks, sizes)
+
+
 def test_a_mutant_that_does_not_look_where_windows_meet_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_pair_encoding, "_stay_apart", lambda *_: True)
     with pytest.raises(AssertionError):

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
@@ -353,6 +354,17 @@ class AsyncEngine(LoadedModel):
             request.resume_asked = True
             self._inbox.put(partial(self._resume, request))
 
+    def _receive(self, batch: list[tuple[AsyncRequest, Item]], received: threading.Event) -> None:
+        """Give each request what has come for it."""
+        try:
+            num_items = Counter(request for request, _ in batch)
+            for request, item in batch:
+                request.receive(item, is_alone=num_items[request] == 1)
+                if request.is_paused:
+                    self._has_read(request)  # if it was passed on
+        finally:
+            received.set()
+
     def _drop(self, request: AsyncRequest) -> None:
         """Abort a request that was submitted and that nobody reads any more. From any thread, and from finalizers."""
         request.is_dropped = True
@@ -456,7 +468,7 @@ class AsyncEngine(LoadedModel):
         for loop, batch in batches.items():
             received = threading.Event()
             try:
-                loop.call_soon_threadsafe(_receive, batch, received)
+                loop.call_soon_threadsafe(self._receive, batch, received)
             except RuntimeError:  # the loop is closed: nobody will read
                 for request in {request for request, _ in batch}:
                     self._drop(request)
@@ -542,11 +554,3 @@ def _engine_error(defect: BaseException) -> EngineError:
     error = EngineError(f"the engine failed: {defect!r}")
     error.__cause__ = defect
     return error
-
-
-def _receive(batch: list[tuple[AsyncRequest, Item]], received: threading.Event) -> None:
-    try:
-        for request, item in batch:
-            request.receive(item)
-    finally:
-        received.set()

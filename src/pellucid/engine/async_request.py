@@ -95,12 +95,13 @@ class AsyncRequest:
         """Items handed over and not taken yet, those on their way to the loop included."""
         return self.num_sent - self.num_read
 
-    def receive(self, item: Item) -> None:
-        """In the loop: an item has come."""
+    def receive(self, item: Item, *, is_alone: bool) -> None:
+        """In the loop: an item has come, the only one for now or one of several."""
         waiter = self._waiter if self._waiter is not None and not self._waiter.done() else None
-        if waiter is not None and self.offer is not None and not self._items and _is_inner(item):
+        if is_alone and waiter is not None and self.offer is not None and not self._items and _is_inner(item):
             try:
                 if self.offer(item):
+                    self.num_read += 1
                     return
             except Exception as error:  # the reader's own
                 waiter.set_exception(error)
@@ -205,18 +206,9 @@ class AsyncTokenStream:
     def pass_on(self, take: Callable[[TokenOutput], bool]) -> None:
         """Offer each token that comes while it is waited for to `take`, in the loop and at once, for to wake the task
         that waits takes longer than most of what is done with a token. One that is taken will not be read; one that is
-        not, and the last one, are read as ever. What `take` raises is raised to whoever waits."""
-        request, engine = self._request, self._engine
-
-        def offer(token: TokenOutput) -> bool:  # without a reference to this stream, which is aborted when it is let go
-            if not take(token):
-                return False
-            request.num_read += 1
-            if request.is_paused:
-                engine._has_read(request)
-            return True
-
-        request.offer = offer
+        not, several that come together, and the last one are read as ever. What `take` raises is raised to whoever
+        waits. It must not refer to this stream, or letting go of that does not abort the request."""
+        self._request.offer = take
 
     async def _next(self, num_wanted: int) -> TokenOutput | None:
         await self._begin()

@@ -25,7 +25,8 @@ def merge_symbols(symbols: Sequence[str], pair_rank: PairRank) -> list[str]:
     Of more than `WINDOW` symbols it merges one window after the other. What comes of a whole is what comes of its parts
     wherever each symbol and the next stay apart when these two are merged alone: the first merge across the place where
     they meet would take place there too, since what led to it lies within the two. So a window begins after a symbol of
-    the window before, and where these two do not stay apart, it begins earlier and is longer.
+    the window before, and where these two do not stay apart, it begins earlier and is longer. It stays longer until a
+    window begins further on than any before, so that the text comes to its end.
 
     Args:
         symbols: what the text starts as; of a string, its characters.
@@ -33,7 +34,7 @@ def merge_symbols(symbols: Sequence[str], pair_rank: PairRank) -> list[str]:
     """
     merged: list[str] = []
     same: dict[str, str] = {}  # one object for each: to free a million at the end would hold up every other thread
-    begin, window = 0, WINDOW
+    begin, window, furthest = 0, WINDOW, 0
     while True:
         end = begin + window
         found = _merge_at_once(symbols[begin:end], pair_rank)
@@ -46,7 +47,9 @@ def merge_symbols(symbols: Sequence[str], pair_rank: PairRank) -> list[str]:
         while len(found) > 1 and at_the_end < MARGIN:
             at_the_end += len(found.pop())
         merged += [same.setdefault(symbol, symbol) for symbol in found]
-        begin, window = _forth(symbols, begin, found), WINDOW
+        begin = _forth(symbols, begin, found)
+        window = WINDOW if begin > furthest else 2 * window
+        furthest = max(furthest, begin)
 
 
 def _stay_apart(symbols: Sequence[str], place: int, left: str, right: str, pair_rank: PairRank) -> bool:

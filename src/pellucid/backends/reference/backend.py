@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,6 +16,7 @@ from pellucid.backends.reference.ops import activate, linear, rms_norm, rope_ang
 from pellucid.core.batch import ForwardBatch, ForwardOutput, SampledTokens, SamplingBatch
 from pellucid.core.config import BLOCK_SIZE
 from pellucid.core.errors import BackendError
+from pellucid.core.processors import usable_processors
 from pellucid.decoding import sampler
 from pellucid.models.kv_groups import kv_groups, kv_layout_name
 from pellucid.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
@@ -74,7 +74,7 @@ class ReferenceBackend:
         self.kv_layout = kv_layout_name("reference", _KV_LAYOUT_VERSION, kv_cache_dtype, spec)
         self._group_of_layer = {layer: group for group, own in enumerate(kv_groups(spec)) for layer in own.layers}
         self._weights = {name: _decode(name, tensor) for name, tensor in weights}
-        num_threads = threads or os.cpu_count() or 1
+        num_threads = threads or usable_processors()
         self._executor = ThreadPoolExecutor(num_threads, "reference") if num_threads > 1 else None
         self._closed = False
 

@@ -30,7 +30,9 @@ class ChunkWriter:
         return not (self._cycle.flow.write_paused or self._cycle.disconnected)
 
     def write(self, data: bytes) -> None:
-        """Send a piece, as a chunk (RFC 9112, 7.1). The way must be free."""
+        """Send a piece, as a chunk (RFC 9112, 7.1). The way must be free; an empty chunk would end the body."""
+        if not data:
+            return
         self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 

@@ -130,8 +130,10 @@ class EventBody:
             self.send_now(data)
             return
         self._num_sending += 1
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        self._num_sending -= 1
+        try:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        finally:
+            self._num_sending -= 1
         self._last = self._loop.time()
 
     @property

@@ -175,8 +175,9 @@ def _no_call(schema: Mapping[str, Any]) -> dict[str, Any]:
         return dict(schema)
     if "parameters" in required:
         raise InvalidRequestError(
-            "the schema wants an object with name and parameters, which is what a call looks like in the format of "
-            'this model: call them something else, leave tools out, or set tool_choice to "none"',
+            "the schema requires parameters and allows a name, which is what a call looks like in the format of this "
+            "model: call them something else, set additionalProperties to false, leave tools out, or set "
+            'tool_choice to "none"',
             param="response_format",
         )
     return {**schema, "allOf": [*others, {"properties": {"parameters": False}}]}
