@@ -10,8 +10,9 @@ from pellucid.core import validation
 from pellucid.core.validation import shown
 
 texts = st.text(st.characters(exclude_characters="'\""))  # which quotes stand around a string depends on all of it
+byte_strings = texts.map(lambda text: text.encode(errors="surrogatepass"))
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | texts | texts.map(str.encode),
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | texts | byte_strings,
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(texts, inner),
     max_leaves=60,
 )
