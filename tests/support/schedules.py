@@ -198,6 +198,9 @@ def run(
     num_blocks = max_blocks_of_sequence(kv_windows(backend.spec), max_model_len, max_num_batched_tokens)
     num_blocks = num_blocks * max_num_seqs if spare_blocks is None else num_blocks + spare_blocks
     backend.allocate_kv_cache(num_blocks)
+    if backend.name == "cpu":  # whose memory holds anything: a mutant that reads what nobody wrote shall find a wrong
+        empty = np.zeros((num_blocks, backend.kv_bytes_per_block()), np.uint8)  # answer, and not logits beyond f32
+        backend.write_blocks(np.arange(num_blocks, dtype=np.int32), empty)
     recorder = LogitsRecorder(backend)
     engine = CheckedEngine(
         recorder,
