@@ -116,11 +116,11 @@ def test_tokens_that_come_together_are_read_together(backend: GatedBackend) -> N
             reading = asyncio.create_task(stream.read())
             await backend.arrived()
             tokens = [TokenOutput(stream.request_id, 0, token_id, "x", None, None) for token_id in (1, 2, 3)]
-            engine._receive([(stream._request, token) for token in tokens], threading.Event())
+            engine._receive([(stream._request, token) for token in tokens], None)
             assert await reading == tokens
             reading = asyncio.create_task(stream.read())
             await asyncio.sleep(0)
-            engine._receive([(stream._request, tokens[0])], threading.Event())
+            engine._receive([(stream._request, tokens[0])], None)
             assert passed == tokens[:1]
             reading.cancel()
             backend.open()

@@ -354,8 +354,8 @@ class AsyncEngine(LoadedModel):
             request.resume_asked = True
             self._inbox.put(partial(self._resume, request))
 
-    def _receive(self, batch: list[tuple[AsyncRequest, Item]], received: threading.Event) -> None:
-        """Give each request what has come for it."""
+    def _receive(self, batch: list[tuple[AsyncRequest, Item]], received: threading.Event | None) -> None:
+        """Give each request what has come for it, and say so."""
         try:
             num_items = Counter(request for request, _ in batch)
             for request, item in batch:
@@ -363,7 +363,8 @@ class AsyncEngine(LoadedModel):
                 if request.is_paused:
                     self._has_read(request)  # if it was passed on
         finally:
-            received.set()
+            if received is not None:
+                received.set()
 
     def _drop(self, request: AsyncRequest) -> None:
         """Abort a request that was submitted and that nobody reads any more. From any thread, and from finalizers."""
@@ -466,14 +467,15 @@ class AsyncEngine(LoadedModel):
         """
         batches, self._batches = self._batches, {}
         for loop, batch in batches.items():
-            received = threading.Event()
+            num_offered = sum(request.offer is not None for request, _ in batch) if self._computes_everywhere else 0
+            received = threading.Event() if num_offered >= MIN_AWAITED else None
             try:
                 loop.call_soon_threadsafe(self._receive, batch, received)
             except RuntimeError:  # the loop is closed: nobody will read
                 for request in {request for request, _ in batch}:
                     self._drop(request)
                 continue
-            if self._computes_everywhere and sum(request.offer is not None for request, _ in batch) >= MIN_AWAITED:
+            if received is not None:
                 received.wait(MAX_AWAITING_SECONDS)
 
     def _add(self, request: AsyncRequest, prompt: Prompt) -> None:
