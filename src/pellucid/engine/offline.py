@@ -73,9 +73,7 @@ class OfflineRun(Closing):
                 return self._refused.popleft()
             if not self._numbers:
                 raise StopIteration
-            with self._engine.exclusive():
-                if not self._inbox:  # another thread may have made the step
-                    self._engine.step()
+            self._engine.step_for(self._inbox)
             self._progress.refresh(self)
 
     @property

@@ -86,6 +86,13 @@ class SharedEngine:
             self._is_stepping = False
         self._deliver(output)
 
+    def step_for(self, inbox: Inbox) -> None:
+        """Make a step for whoever waits for `inbox`, unless another thread's has brought something into it. Called
+        outside of `exclusive`, as which it raises."""
+        with self.exclusive():
+            if not inbox:
+                self.step()
+
     def abort(self, request_id: str) -> None:
         """End a request. No effect on one that has ended."""
         output = self.engine.abort(request_id)

@@ -31,9 +31,7 @@ class TokenStream(Closing):
         if self._finished:
             raise StopIteration
         while not self._inbox:
-            with self._engine.exclusive():
-                if not self._inbox:
-                    self._engine.step()
+            self._engine.step_for(self._inbox)
         token = self._take()
         if self._finished and self.request_output is not None and self.request_output.error is not None:
             raise self.request_output.error
